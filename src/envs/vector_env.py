@@ -1,0 +1,207 @@
+"""The interface of a batch of environments that step together, and the adapters from and to `MultiAgentEnv`.
+
+Legend: E environments, N agents, A actions, O observation size, S state size.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.multiagentenv import MultiAgentEnv
+
+
+@dataclass
+class Observation:
+    """What E environments show before the agents act."""
+
+    obs: torch.Tensor  # (E, N, O) float32
+    state: torch.Tensor  # (E, S) float32
+    avail: torch.Tensor  # (E, N, A) int32, 1 where the action may be taken
+
+
+@dataclass
+class VectorStep:
+    """What one step of E environments returns.
+
+    `next` is what the agents see next: where an episode ended, the first observation of the next episode.
+    `final` is what they saw at the end of this step; it differs from `next` only where an episode ended.
+    An episode that the time limit cut has `truncated` and not `terminated`.
+    """
+
+    reward: torch.Tensor  # (E,) float32, of the team
+    terminated: torch.Tensor  # (E,) bool
+    truncated: torch.Tensor  # (E,) bool
+    next: Observation
+    final: Observation
+    info: dict[str, torch.Tensor] = field(default_factory=dict)  # each (E,) float32, valid where an episode ended
+
+
+class VectorEnv(ABC):
+    """E environments behind one call. An environment that ends starts its next episode at once."""
+
+    n_envs: int
+    n_agents: int
+    n_actions: int
+    obs_size: int
+    state_size: int
+    episode_limit: int
+
+    @abstractmethod
+    def reset(self) -> Observation:
+        """Start a fresh episode in every environment."""
+
+    @abstractmethod
+    def step(self, actions: torch.Tensor) -> VectorStep:
+        """Play the joint actions, shape (E, N), int64."""
+
+    def close(self) -> None:
+        """Free what the environments hold. May be called twice."""
+
+    def get_stats(self) -> dict:
+        """Statistics over the whole life of the environments, logged as they are."""
+        return {}
+
+    def save_replay(self):
+        raise NotImplementedError(f"{type(self).__name__} cannot save replays")
+
+    def get_env_info(self) -> dict:
+        """The sizes that the networks and buffers are built from."""
+        return {
+            "state_shape": self.state_size,
+            "obs_shape": self.obs_size,
+            "n_actions": self.n_actions,
+            "n_agents": self.n_agents,
+            "episode_limit": self.episode_limit,
+        }
+
+
+class SerialVectorEnv(VectorEnv):
+    """Lifts `MultiAgentEnv`s to a `VectorEnv`: they step one after another in this process."""
+
+    def __init__(self, envs: list[MultiAgentEnv], device: str | torch.device = "cpu"):
+        info = envs[0].get_env_info()
+        self.envs = envs
+        self.device = device
+        self.n_envs = len(envs)
+        self.n_agents = info["n_agents"]
+        self.n_actions = info["n_actions"]
+        self.obs_size = info["obs_shape"]
+        self.state_size = info["state_shape"]
+        self.episode_limit = info["episode_limit"]
+
+    def reset(self) -> Observation:
+        for env in self.envs:
+            env.reset()
+        return self._stack([self._observe(env) for env in self.envs])
+
+    def step(self, actions: torch.Tensor) -> VectorStep:
+        rewards, terminated, truncated, infos, final, following = [], [], [], [], [], []
+        for env, joint_action in zip(self.envs, actions.cpu().numpy(), strict=True):
+            reward, done, info = env.step(joint_action)
+            timed_out = bool(info.pop("episode_limit", False))
+            seen = self._observe(env)
+            final.append(seen)
+            if done:
+                env.reset()
+                seen = self._observe(env)
+            following.append(seen)
+            rewards.append(reward)
+            terminated.append(done and not timed_out)
+            truncated.append(done and timed_out)
+            infos.append(info)
+        keys = {key for info in infos for key in info}
+        stacked_info = {key: self._tensor([float(info.get(key, 0)) for info in infos], np.float32) for key in keys}
+        stacked_info["episode_limit"] = self._tensor(truncated, np.float32)
+        return VectorStep(
+            reward=self._tensor(rewards, np.float32),
+            terminated=self._tensor(terminated, bool),
+            truncated=self._tensor(truncated, bool),
+            next=self._stack(following),
+            final=self._stack(final),
+            info=stacked_info,
+        )
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+    def get_stats(self) -> dict:
+        return self.envs[0].get_stats()
+
+    def save_replay(self):
+        self.envs[0].save_replay()
+
+    @staticmethod
+    def _observe(env: MultiAgentEnv) -> tuple[Any, Any, Any]:
+        return env.get_obs(), env.get_state(), env.get_avail_actions()
+
+    def _stack(self, seen: list[tuple[Any, Any, Any]]) -> Observation:
+        obs, state, avail = zip(*seen, strict=True)
+        return Observation(
+            self._tensor(obs, np.float32), self._tensor(state, np.float32), self._tensor(avail, np.int32)
+        )
+
+    def _tensor(self, values, dtype) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values, dtype=dtype), device=self.device)
+
+
+class SingleEnv(MultiAgentEnv):
+    """One environment of a `VectorEnv` of size 1, behind PyMARL's interface."""
+
+    def __init__(self, vector_env: VectorEnv):
+        if vector_env.n_envs != 1:
+            raise ValueError(f"SingleEnv needs a VectorEnv with 1 environment, got {vector_env.n_envs}")
+        self.vector_env = vector_env
+        self.n_agents = vector_env.n_agents
+        self.episode_limit = vector_env.episode_limit
+        self._seen: Observation | None = None  # what the agents see now
+        self._fresh: Observation | None = None  # the start of an episode that the last step began by itself
+
+    def reset(self):
+        # A VectorEnv starts the next episode by itself, so only the very first episode, or one begun in the middle
+        # of another, needs a reset of its own.
+        self._seen = self._fresh if self._fresh is not None else self.vector_env.reset()
+        self._fresh = None
+        return self.get_obs(), self.get_state()
+
+    def step(self, actions) -> tuple[float, bool, dict]:
+        joint_action = torch.as_tensor(np.asarray(actions), dtype=torch.int64).reshape(1, self.n_agents)
+        step = self.vector_env.step(joint_action)
+        done = bool(step.terminated[0] | step.truncated[0])
+        self._seen = step.final
+        self._fresh = step.next if done else None
+        info = {key: float(value[0]) for key, value in step.info.items()} if done else {}
+        info["episode_limit"] = bool(step.truncated[0])
+        return float(step.reward[0]), done, info
+
+    def get_obs(self) -> list[np.ndarray]:
+        return list(self._now().obs[0].cpu().numpy())
+
+    def get_state(self) -> np.ndarray:
+        return self._now().state[0].cpu().numpy()
+
+    def get_avail_actions(self) -> list[list[int]]:
+        return self._now().avail[0].tolist()
+
+    def get_obs_size(self) -> int:
+        return self.vector_env.obs_size
+
+    def get_state_size(self) -> int:
+        return self.vector_env.state_size
+
+    def get_total_actions(self) -> int:
+        return self.vector_env.n_actions
+
+    def get_stats(self) -> dict:
+        return self.vector_env.get_stats()
+
+    def close(self) -> None:
+        self.vector_env.close()
+
+    def _now(self) -> Observation:
+        if self._seen is None:
+            raise RuntimeError("call reset() before asking the environment for observations")
+        return self._seen
