@@ -1,0 +1,39 @@
+"""Environments. `REGISTRY` builds one environment (PyMARL's interface), `make_vector_env` a batch of them."""
+
+from collections.abc import Callable
+
+import torch
+
+from envs.multiagentenv import MultiAgentEnv
+from envs.vector_env import SerialVectorEnv, SingleEnv, VectorEnv
+from utils.registry import lazy, resolve
+
+# Environments that are written as a batch, called with n_envs, device, seed and **env_args.
+VECTOR_REGISTRY: dict[str, Callable[..., VectorEnv]] = {
+    "smax": lazy("envs.smax:SmaxVectorEnv"),
+    "matrix_games": lazy("envs.matrix_games:MatrixGameVectorEnv"),
+}
+
+
+def _single(build: Callable[..., VectorEnv]) -> Callable[..., MultiAgentEnv]:
+    def make(**env_args) -> MultiAgentEnv:
+        return SingleEnv(build(n_envs=1, device="cpu", **env_args))
+
+    return make
+
+
+# One environment, called with **env_args (which hold the seed).
+REGISTRY: dict[str, Callable[..., MultiAgentEnv]] = {
+    "sc2": lazy("envs.sc2:StarCraft2Env"),
+    "gymma": lazy("envs.gymma:GymmaEnv"),
+} | {name: _single(build) for name, build in VECTOR_REGISTRY.items()}
+
+
+def make_vector_env(name: str, n_envs: int, device: str | torch.device, env_args: dict) -> VectorEnv:
+    """E environments of any kind as one `VectorEnv`; environment e gets the seed `env_args["seed"] + e`."""
+    if name in VECTOR_REGISTRY:
+        return VECTOR_REGISTRY[name](n_envs=n_envs, device=device, **env_args)
+    build = resolve("env", name, REGISTRY)
+    seed = env_args.get("seed")
+    envs = [build(**{**env_args, "seed": None if seed is None else seed + index}) for index in range(n_envs)]
+    return SerialVectorEnv(envs, device)
