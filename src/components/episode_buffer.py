@@ -1,0 +1,250 @@
+"""Episodes in tensors, and the replay of them. Legend: B episodes, T steps (the final observation included).
+
+A field of the scheme is `{"vshape": int or tuple, "dtype": torch dtype, "group": name, "episode_const": bool}`; its
+tensor is (B, T, [group size,] *vshape), without T if `episode_const`. The field `filled` (B, T, 1) says which steps
+hold data: the steps that were played and the observation after the last of them.
+"""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+from utils.memory import available_bytes, format_bytes
+
+
+class EpisodeBatch:
+    """B episodes of up to T steps.
+
+    `preprocess={"actions": ("actions_onehot", [OneHot(A)])}` adds fields that are derived when they are read, never
+    stored; a derived field is 0 where `filled` is 0.
+    """
+
+    def __init__(
+        self, scheme: Mapping, groups: Mapping, batch_size: int, max_seq_length: int, data=None, preprocess=None, device="cpu"
+    ):
+        self.scheme = dict(scheme)
+        self.groups = dict(groups)
+        self.batch_size = batch_size
+        self.max_seq_length = max_seq_length
+        self.preprocess = {} if preprocess is None else dict(preprocess)
+        self.device = device
+        for source, (name, transforms) in self.preprocess.items():
+            vshape, dtype = self.scheme[source]["vshape"], self.scheme[source].get("dtype", torch.float32)
+            for transform in transforms:
+                vshape, dtype = transform.infer_output_info(vshape, dtype)
+            derived = {"vshape": vshape, "dtype": dtype}
+            for key in ("group", "episode_const"):
+                if key in self.scheme[source]:
+                    derived[key] = self.scheme[source][key]
+            self.scheme[name] = derived
+        self.scheme.setdefault("filled", {"vshape": (1,), "dtype": torch.long})
+        if data is None:
+            data = SimpleNamespace(transition_data={}, episode_data={})
+            for key, (shape, dtype, const) in stored_fields(self.scheme, self.groups, self.preprocess).items():
+                if const:
+                    data.episode_data[key] = torch.zeros((batch_size, *shape), dtype=dtype, device=device)
+                else:
+                    data.transition_data[key] = torch.zeros(
+                        (batch_size, max_seq_length, *shape), dtype=dtype, device=device
+                    )
+        self.data = data
+
+    def update(self, data: Mapping, bs=slice(None), ts=slice(None), mark_filled: bool = True) -> None:
+        """Write fields at episodes `bs` and steps `ts` (slices, integers or lists of integers).
+
+        Raises:
+            KeyError: a field that the scheme does not have.
+            ValueError: values whose shape does not fit.
+        """
+        bs, ts = _as_index(bs), _as_index(ts)
+        if isinstance(bs, list) and isinstance(ts, list):
+            raise ValueError("update() takes a list of integers for bs or for ts, not for both")
+        for key, value in data.items():
+            if key in self.data.transition_data:
+                target, index = self.data.transition_data[key], (bs, ts)
+                if mark_filled:
+                    self.data.transition_data["filled"][index] = 1
+                    mark_filled = False
+            elif key in self.data.episode_data:
+                target, index = self.data.episode_data[key], bs
+            else:
+                raise KeyError(f"{key!r} is not a stored field of this batch; it has {sorted(self._stored())}")
+            value = torch.as_tensor(_to_array(value), dtype=target.dtype, device=target.device)
+            place = target[index]
+            if not _same_but_for_ones(value.shape, place.shape):
+                raise ValueError(f"field {key!r}: cannot store shape {tuple(value.shape)} as {tuple(place.shape)}")
+            target[index] = value.reshape(place.shape)
+
+    def __getitem__(self, item):
+        """A field by name, a batch of some fields by a tuple of names, or a part of the batch by (episodes, steps)."""
+        if isinstance(item, str):
+            if item in self.data.transition_data:
+                return self.data.transition_data[item]
+            if item in self.data.episode_data:
+                return self.data.episode_data[item]
+            for source, (name, transforms) in self.preprocess.items():
+                if item == name:
+                    return self._derive(source, transforms)
+            raise KeyError(f"{item!r} is not a field of this batch; it has {sorted(self.scheme)}")
+        if isinstance(item, tuple) and all(isinstance(key, str) for key in item):
+            return self._with(
+                SimpleNamespace(
+                    transition_data={k: v for k, v in self.data.transition_data.items() if k in (*item, "filled")},
+                    episode_data={k: v for k, v in self.data.episode_data.items() if k in item},
+                ),
+                {k: v for k, v in self.preprocess.items() if k in item},
+            )
+        bs, ts = item if isinstance(item, tuple) else (item, slice(None))
+        bs, ts = _as_index(bs), _as_index(ts)
+        return self._with(
+            SimpleNamespace(
+                transition_data={k: v[bs][:, ts] for k, v in self.data.transition_data.items()},
+                episode_data={k: v[bs] for k, v in self.data.episode_data.items()},
+            ),
+            self.preprocess,
+        )
+
+    def to(self, device) -> None:
+        for fields in (self.data.transition_data, self.data.episode_data):
+            for key, value in fields.items():
+                fields[key] = value.to(device)
+        self.device = device
+
+    def max_t_filled(self) -> int:
+        """The largest number of filled steps of an episode, the final observation included."""
+        return int(self["filled"].sum(dim=1).max())
+
+    def _stored(self) -> list[str]:
+        return [*self.data.transition_data, *self.data.episode_data]
+
+    def _derive(self, source: str, transforms) -> torch.Tensor:
+        value = self[source]
+        for transform in transforms:
+            value = transform.transform(value)
+        if source in self.data.transition_data:
+            filled = self["filled"]
+            value = value * filled.reshape(*filled.shape[:2], *(1,) * (value.dim() - 2)).to(value.dtype)
+        return value
+
+    def _with(self, data: SimpleNamespace, preprocess: dict) -> "EpisodeBatch":
+        """A batch of the same scheme over other tensors."""
+        filled = data.transition_data["filled"]
+        scheme = {k: v for k, v in self.scheme.items() if k in data.transition_data or k in data.episode_data}
+        return EpisodeBatch(
+            scheme, self.groups, filled.shape[0], filled.shape[1], data, preprocess, device=self.device
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(episodes={self.batch_size}, steps={self.max_seq_length}, {sorted(self.scheme)})"
+
+
+class ReplayBuffer(EpisodeBatch):
+    """A ring of whole episodes, allocated at once on `device`; the oldest is overwritten first.
+
+    Raises:
+        UserError: it cannot fit into the device's memory.
+    """
+
+    def __init__(
+        self, scheme: Mapping, groups: Mapping, buffer_size: int, max_seq_length: int, preprocess=None, device="cpu"
+    ):
+        self.nbytes = episode_bytes(scheme, groups, max_seq_length) * buffer_size
+        free = available_bytes(device)
+        if self.nbytes > free:
+            fitting = int(0.8 * free / (self.nbytes / buffer_size))
+            raise UserError(
+                f"buffer_size={buffer_size}: the replay needs {format_bytes(self.nbytes)} on {device} "
+                f"({format_bytes(self.nbytes / buffer_size)} an episode), but {format_bytes(free)} are free; "
+                f"set buffer_size={fitting} or less"
+                + ("" if str(device) == "cpu" else ", or buffer_cpu_only=True to keep it in the host's memory")
+            )
+        super().__init__(scheme, groups, buffer_size, max_seq_length, preprocess=preprocess, device=device)
+        self.buffer_size = buffer_size
+        self.buffer_index = 0
+        self.episodes_in_buffer = 0
+        self._lengths = np.zeros(buffer_size, dtype=np.int64)  # filled steps of each episode, kept on the host
+
+    def insert_episode_batch(self, ep_batch: EpisodeBatch) -> None:
+        lengths = ep_batch["filled"].sum(dim=(1, 2)).cpu().numpy()
+        start = 0
+        while start < ep_batch.batch_size:
+            count = min(ep_batch.batch_size - start, self.buffer_size - self.buffer_index)
+            rows, place = slice(start, start + count), slice(self.buffer_index, self.buffer_index + count)
+            for mine, theirs in (
+                (self.data.transition_data, ep_batch.data.transition_data),
+                (self.data.episode_data, ep_batch.data.episode_data),
+            ):
+                for key, value in theirs.items():
+                    mine[key][place] = value[rows].to(self.device)
+            self._lengths[place] = lengths[rows]
+            self.buffer_index = (self.buffer_index + count) % self.buffer_size
+            self.episodes_in_buffer = min(self.episodes_in_buffer + count, self.buffer_size)
+            start += count
+
+    def can_sample(self, batch_size: int) -> bool:
+        return self.episodes_in_buffer >= batch_size
+
+    def sample(self, batch_size: int) -> EpisodeBatch:
+        """`batch_size` different episodes, uniformly drawn, cut after the longest of them."""
+        if not self.can_sample(batch_size):
+            raise ValueError(f"cannot sample {batch_size} episodes, the replay holds {self.episodes_in_buffer}")
+        rows = np.random.choice(self.episodes_in_buffer, batch_size, replace=False)
+        longest = int(self._lengths[rows].max())
+        index = torch.as_tensor(rows, device=self.device)
+        # Cut first, so that the gather copies no padding.
+        return self._with(
+            SimpleNamespace(
+                transition_data={k: v[:, :longest].index_select(0, index) for k, v in self.data.transition_data.items()},
+                episode_data={k: v.index_select(0, index) for k, v in self.data.episode_data.items()},
+            ),
+            self.preprocess,
+        )
+
+
+def stored_fields(scheme: Mapping, groups: Mapping, preprocess: Mapping) -> dict:
+    """Field -> (shape without episodes and steps, dtype, episode_const), for the fields that take memory."""
+    derived = {name for name, _ in preprocess.values()}
+    fields = {}
+    for key, info in scheme.items():
+        if key in derived:
+            continue
+        vshape = info["vshape"]
+        shape = (vshape,) if isinstance(vshape, int) else tuple(vshape)
+        if "group" in info:
+            if info["group"] not in groups:
+                raise ValueError(f"field {key!r}: group {info['group']!r} has no size in {dict(groups)}")
+            shape = (groups[info["group"]], *shape)
+        fields[key] = (shape, info.get("dtype", torch.float32), info.get("episode_const", False))
+    return fields
+
+
+def episode_bytes(scheme: Mapping, groups: Mapping, max_seq_length: int) -> int:
+    """Bytes that one stored episode takes."""
+    scheme = {**scheme, "filled": {"vshape": (1,), "dtype": torch.long}}
+    return sum(
+        int(np.prod(shape)) * dtype.itemsize * (1 if const else max_seq_length)
+        for shape, dtype, const in stored_fields(scheme, groups, {}).values()
+    )
+
+
+def _as_index(item):
+    """An integer becomes a slice of length 1, so that the dimension stays."""
+    if isinstance(item, int | np.integer):
+        return slice(item, item + 1)
+    if isinstance(item, np.ndarray | torch.Tensor):
+        return item.tolist() if item.dtype != bool else item
+    return item
+
+
+def _to_array(value):
+    """Lists of arrays become one array first: torch converts such lists element by element."""
+    if isinstance(value, list) and value and not isinstance(value[0], torch.Tensor):
+        return np.asarray(value)
+    return torch.stack(value) if isinstance(value, list) and value else value
+
+
+def _same_but_for_ones(shape, target) -> bool:
+    return [n for n in shape if n != 1] == [n for n in target if n != 1]

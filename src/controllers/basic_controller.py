@@ -1,0 +1,113 @@
+"""The controller whose agents share one network (PyMARL's BasicMAC), with a fused unroll over whole episodes.
+
+Legend: B episodes, T steps, N agents, A actions, I inputs of an agent.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from components.action_selectors import REGISTRY as action_REGISTRY
+from modules.agents import REGISTRY as agent_REGISTRY
+from utils.registry import resolve
+
+
+class BasicMAC:
+    def __init__(self, scheme, groups, args):
+        self.n_agents = args.n_agents
+        self.args = args
+        self._build_agents(self._get_input_shape(scheme))
+        self.agent_output_type = args.agent_output_type
+        self.action_selector = resolve("action_selector", args.action_selector, action_REGISTRY)(args)
+        self.hidden_states = None
+
+    def select_actions(self, ep_batch, t_ep: int, t_env: int, bs=slice(None), test_mode: bool = False) -> torch.Tensor:
+        """Actions (len(bs), N) of the episodes `bs` at step `t_ep`."""
+        avail_actions = ep_batch["avail_actions"][:, t_ep]
+        agent_outputs = self.forward(ep_batch, t_ep, test_mode=test_mode)
+        return self.action_selector.select_action(agent_outputs[bs], avail_actions[bs], t_env, test_mode=test_mode)
+
+    def forward(self, ep_batch, t: int, test_mode: bool = False) -> torch.Tensor:
+        """Action values, or policies if `agent_output_type` is "pi_logits", of step t: (B, N, A)."""
+        outputs, self.hidden_states = self.agent(self._build_inputs(ep_batch, t), self.hidden_states)
+        outputs = outputs.view(ep_batch.batch_size, self.n_agents, -1)
+        return self._to_output(outputs, ep_batch["avail_actions"][:, t], test_mode)
+
+    def unroll(self, batch, test_mode: bool = False) -> torch.Tensor:
+        """`forward` for every step of the batch from fresh memory, in one sequence call: (B, T, N, A).
+
+        Agents without an `unroll` of their own are stepped.
+        """
+        self.init_hidden(batch.batch_size)
+        if not hasattr(self.agent, "unroll"):
+            return torch.stack([self.forward(batch, t, test_mode) for t in range(batch.max_seq_length)], dim=1)
+        inputs = self._build_sequence_inputs(batch)  # (T, B, N, I)
+        T, B = inputs.shape[:2]
+        hidden = self.hidden_states.reshape(B * self.n_agents, -1)
+        outputs, self.hidden_states = self.agent.unroll(inputs.reshape(T, B * self.n_agents, -1), hidden)
+        outputs = outputs.view(T, B, self.n_agents, -1).transpose(0, 1)
+        return self._to_output(outputs, batch["avail_actions"], test_mode)
+
+    def init_hidden(self, batch_size: int) -> None:
+        self.hidden_states = self.agent.init_hidden().unsqueeze(0).expand(batch_size, self.n_agents, -1)
+
+    def parameters(self):
+        return self.agent.parameters()
+
+    def load_state(self, other_mac: "BasicMAC") -> None:
+        self.agent.load_state_dict(other_mac.agent.state_dict())
+
+    def cuda(self) -> None:
+        self.agent.cuda()
+
+    def save_models(self, path: str) -> None:
+        torch.save(self.agent.state_dict(), Path(path) / "agent.th")
+
+    def load_models(self, path: str) -> None:
+        state = torch.load(Path(path) / "agent.th", map_location="cpu", weights_only=True)
+        self.agent.load_state_dict(state)
+
+    def _build_agents(self, input_shape: int) -> None:
+        self.agent = resolve("agent", self.args.agent, agent_REGISTRY)(input_shape, self.args)
+
+    def _build_inputs(self, batch, t: int) -> torch.Tensor:
+        """What the agents see at step t: observation, last action, own id. (B * N, I)"""
+        bs = batch.batch_size
+        inputs = [batch["obs"][:, t]]
+        if self.args.obs_last_action:
+            onehot = batch["actions_onehot"][:, t - 1] if t > 0 else torch.zeros_like(batch["actions_onehot"][:, t])
+            inputs.append(onehot)
+        if self.args.obs_agent_id:
+            inputs.append(torch.eye(self.n_agents, device=batch.device).expand(bs, -1, -1))
+        return torch.cat([x.reshape(bs * self.n_agents, -1) for x in inputs], dim=1)
+
+    def _build_sequence_inputs(self, batch) -> torch.Tensor:
+        """`_build_inputs` for all steps at once: (T, B, N, I)."""
+        obs = batch["obs"].transpose(0, 1)
+        inputs = [obs]
+        if self.args.obs_last_action:
+            onehot = batch["actions_onehot"].transpose(0, 1)
+            inputs.append(torch.cat([torch.zeros_like(onehot[:1]), onehot[:-1]]))
+        if self.args.obs_agent_id:
+            inputs.append(torch.eye(self.n_agents, device=obs.device).expand(*obs.shape[:2], -1, -1))
+        return torch.cat(inputs, dim=-1)
+
+    def _get_input_shape(self, scheme) -> int:
+        size = scheme["obs"]["vshape"]
+        if self.args.obs_last_action:
+            size += scheme["actions_onehot"]["vshape"][0]
+        if self.args.obs_agent_id:
+            size += self.n_agents
+        return size
+
+    def _to_output(self, outputs: torch.Tensor, avail_actions: torch.Tensor, test_mode: bool) -> torch.Tensor:
+        """Logits become policies over the available actions, mixed with epsilon of uniform play outside of tests."""
+        if self.agent_output_type != "pi_logits":
+            return outputs
+        avail = avail_actions > 0
+        policy = F.softmax(outputs.masked_fill(~avail, -1e10), dim=-1)
+        if not test_mode:
+            epsilon = self.action_selector.epsilon
+            policy = (1 - epsilon) * policy + epsilon / avail.sum(dim=-1, keepdim=True).clamp(min=1)
+        return policy.masked_fill(~avail, 0.0)

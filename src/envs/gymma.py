@@ -1,0 +1,320 @@
+"""Gymnasium and PettingZoo environments behind PyMARL's interface.
+
+`env_args.key` takes one of two forms:
+
+- `module:EnvId-vN` names a Gymnasium environment and the module that registers it, for example
+  `lbforaging:Foraging-8x8-2p-2f-coop-v3` or `rware:rware-tiny-2ag-v2`. The environment is multi-agent: its action and
+  observation spaces are `Tuple` with one entry per agent. The module may be left out for ids that are registered already.
+- `pettingzoo:package.module` names a module with a `parallel_env`, for example `pettingzoo:mpe2.simple_spread_v3`.
+
+How an environment becomes a `MultiAgentEnv`:
+
+- Reward: the sum over the agents.
+- Observations: flattened (discrete parts become one-hot) and padded with zeros to the largest agent's size.
+- State: the environment's own `state()` where it declares a `state_space`, else all padded observations in a row.
+- Actions: A is the largest agent's number of actions. `avail_actions` marks those that an agent has, and follows the
+  `action_mask` of an environment that gives one, in its observations or its infos.
+- An agent that left the episode sees zeros, may only take action 0, which goes nowhere, and earns nothing.
+- Ends: `time_limit` is the only clock. An environment's own one is set behind it, because several environments report
+  time that is up as a termination (LBF and RWARE do), and only what still terminates then is a real end. Where an
+  environment cannot be told, its `truncated` counts as a time limit too. A rule that depends on what the agents do, as
+  RWARE's `max_inactivity_steps`, ends an episode for real.
+
+Legend: N agents, A actions, O observation size, S state size.
+"""
+
+import copy
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
+
+from envs.multiagentenv import MultiAgentEnv
+from utils.errors import UserError
+
+PETTINGZOO = "pettingzoo:"
+PIP_PACKAGES = ("lbforaging", "mpe2", "pettingzoo", "rware")  # those whose name on PyPI is known to be the module's
+CLOCKS = ("max_episode_steps", "max_steps", "max_cycles")  # the names that constructors give their own time limit
+
+# What each agent is shown: its observation and action mask. The mask is None where every action may be taken, both are
+# None where the agent is not in the episode.
+Shown = list[tuple[Any, Any]]
+
+
+class GymmaEnv(MultiAgentEnv):
+    """One Gymnasium or PettingZoo environment; the module's docstring says how it is mapped.
+
+    Args:
+        key: which environment, `module:EnvId-vN` or `pettingzoo:package.module`.
+        time_limit: steps after which an episode is cut.
+        seed: seeds the first episode; later ones continue its random numbers. None draws a seed.
+        kwargs: further arguments for the environment's constructor.
+
+    Raises:
+        UserError: there is no such environment, or its spaces are not those of agents with discrete actions.
+    """
+
+    def __init__(self, key: str, time_limit: int, seed: int | None, kwargs: dict[str, Any]):
+        if clash := [name for name in CLOCKS if name in kwargs]:
+            raise UserError(f"env_args.kwargs.{clash[0]}: set env_args.time_limit instead, the only clock there is")
+        self.key = key
+        self.episode_limit = time_limit
+        self._seed = seed
+        self._closed = False
+        try:
+            self._game = (_make_parallel if key.startswith(PETTINGZOO) else _make_tuple)(key, time_limit + 1, kwargs)
+        except TypeError as error:
+            unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if not unexpected or unexpected[1] not in kwargs:
+                raise
+            raise UserError(f"env_args.kwargs.{unexpected[1]}: {key} takes no such argument; remove it") from error
+
+        for agent, space in enumerate(self._game.action_spaces):
+            if not isinstance(space, spaces.Discrete):
+                raise UserError(
+                    f"env_args.key={key!r}: the action space of agent {agent} is {space}, and only Discrete ones are "
+                    f"supported; choose a discrete variant of the environment, by its id or by env_args.kwargs"
+                )
+        self._observation_spaces = [_without_mask(space) for space in self._game.observation_spaces]
+        for agent, space in enumerate(self._observation_spaces):
+            if not space.is_np_flattenable:
+                raise UserError(
+                    f"env_args.key={key!r}: the observation space of agent {agent} is {space}, which does not flatten "
+                    f"to a vector of fixed size; choose another variant of the environment"
+                )
+        self.n_agents = len(self._observation_spaces)
+        self._action_counts = [int(space.n) for space in self._game.action_spaces]
+        self._action_starts = np.array([int(space.start) for space in self._game.action_spaces])
+        self._obs_size = max(spaces.flatdim(space) for space in self._observation_spaces)
+        state_space = self._game.state_space
+        self._state_size = self.n_agents * self._obs_size if state_space is None else spaces.flatdim(state_space)
+        # What the agents see now, from the first reset() on.
+        self._obs: np.ndarray  # (N, O) float32
+        self._state: np.ndarray  # (S,) float32
+        self._avail: np.ndarray  # (N, A) int64
+
+    def reset(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """Start an episode. Returns the observations, N arrays of shape (O,), and the state, shape (S,)."""
+        self._steps = 0
+        self._see(self._game.reset(self._seed_of_reset))
+        self._seed_of_reset = None  # a second seeding would replay the first episode for ever
+        return self.get_obs(), self.get_state()
+
+    def step(self, actions) -> tuple[float, bool, dict]:
+        """Play the joint action, N integers. Returns (team reward, whether the episode ended, info)."""
+        joint_action = (np.asarray(actions).reshape(-1) + self._action_starts).tolist()
+        shown, reward, terminated, truncated = self._game.step(joint_action)
+        self._see(shown)
+        self._steps += 1
+        timed_out = not terminated and (truncated or self._steps >= self.episode_limit)
+        return reward, terminated or timed_out, {"episode_limit": timed_out}
+
+    def get_obs(self) -> list[np.ndarray]:
+        """The observations of all agents: N arrays of shape (O,), float32."""
+        return list(self._obs)
+
+    def get_obs_size(self) -> int:
+        return self._obs_size
+
+    def get_state(self) -> np.ndarray:
+        """The global state, shape (S,), float32."""
+        return self._state
+
+    def get_state_size(self) -> int:
+        return self._state_size
+
+    def get_avail_actions(self) -> list[list[int]]:
+        """Which actions each agent may take now: N lists of A zeros and ones."""
+        return self._avail.tolist()
+
+    def get_total_actions(self) -> int:
+        return max(self._action_counts)
+
+    def render(self):
+        if getattr(self._game.env, "render_mode", None) is None:
+            raise UserError(f"env_args.key={self.key!r}: drawing needs a render_mode, as in env_args.kwargs.render_mode=human")
+        return self._game.env.render()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._game.env.close()
+        self._closed = True
+
+    def seed(self) -> int | None:
+        return self._seed
+
+    def _see(self, shown: Shown) -> None:
+        """Store what is shown as the arrays that the getters return; fresh ones, since callers may keep the old."""
+        self._obs = np.zeros((self.n_agents, self._obs_size), np.float32)
+        self._avail = np.zeros((self.n_agents, self.get_total_actions()), np.int64)
+        for agent, (observation, mask) in enumerate(shown):
+            if observation is not None:
+                flat = spaces.flatten(self._observation_spaces[agent], observation)
+                self._obs[agent, : flat.size] = flat
+                self._avail[agent, : self._action_counts[agent]] = 1 if mask is None else mask
+            if not self._avail[agent].any():
+                self._avail[agent, 0] = 1  # a maximum or softmax over no action at all is not a number
+        state = self._game.state()
+        self._state = self._obs.flatten() if state is None else state
+
+
+class _TupleGame:
+    """A Gymnasium environment with one entry per agent in its observations, actions and rewards."""
+
+    state_space = None
+
+    def __init__(self, env: gymnasium.Env):
+        self.env = env
+        self.observation_spaces = list(env.observation_space)
+        self.action_spaces = list(env.action_space)
+
+    def reset(self, seed: int | None) -> Shown:
+        return self._shown(*self.env.reset(seed=seed))
+
+    def step(self, actions: list[int]) -> tuple[Shown, float, bool, bool]:
+        """Returns (what is shown, team reward, terminated, truncated)."""
+        observations, rewards, terminated, truncated, info = self.env.step(tuple(actions))
+        return self._shown(observations, info), float(np.sum(rewards)), *_end(terminated, truncated)
+
+    def state(self) -> None:
+        return None
+
+    def _shown(self, observations, info: dict) -> Shown:
+        masks = info.get("action_mask", [None] * len(observations))
+        return [(seen, _mask(seen, mask)) for seen, mask in zip(observations, masks, strict=True)]
+
+
+class _ParallelGame:
+    """A PettingZoo environment, whose agents may leave before the episode ends."""
+
+    def __init__(self, env):
+        self.env = env
+        self.names = list(env.possible_agents)
+        self.observation_spaces = [env.observation_space(name) for name in self.names]
+        self.action_spaces = [env.action_space(name) for name in self.names]
+        self.state_space = getattr(env, "state_space", None)
+
+    def reset(self, seed: int | None) -> Shown:
+        observations, infos = self.env.reset(seed=seed)
+        return self._shown(self.env.agents, observations, infos)
+
+    def step(self, actions: list[int]) -> tuple[Shown, float, bool, bool]:
+        """Returns (what is shown, team reward, terminated, truncated)."""
+        acting = list(self.env.agents)
+        joint_action = {name: action for name, action in zip(self.names, actions, strict=True) if name in acting}
+        observations, rewards, terminated, truncated, infos = self.env.step(joint_action)
+        ended = _end([terminated[name] for name in acting], [truncated[name] for name in acting])
+        present = self.env.agents
+        if ended == (False, True):
+            # The environment has dismissed everybody, yet a cut episode is bootstrapped from what its agents see last.
+            present = [name for name in acting if not terminated[name]]
+        return self._shown(present, observations, infos), float(sum(rewards[name] for name in acting)), *ended
+
+    def state(self) -> np.ndarray | None:
+        if self.state_space is None:
+            return None
+        return spaces.flatten(self.state_space, self.env.state()).astype(np.float32)
+
+    def _shown(self, present: Iterable, observations: dict, infos: dict) -> Shown:
+        shown: Shown = [(None, None)] * len(self.names)
+        for name in present:
+            mask = _mask(observations[name], infos.get(name, {}).get("action_mask"))
+            shown[self.names.index(name)] = observations[name], mask
+        return shown
+
+
+def _end(terminated, truncated) -> tuple[bool, bool]:
+    """Whether the episode (terminated, was cut), from one flag for all or one per agent that acted.
+
+    Cut means that all are done and somebody could have gone on: an agent with both flags terminated.
+    """
+    if np.all(terminated):
+        return True, False
+    return False, bool(np.all(np.logical_or(terminated, truncated)))
+
+
+def _mask(observation, mask):
+    """The action mask: PettingZoo's environments carry it in the observation or, here `mask`, in the info."""
+    return observation.get("action_mask", mask) if isinstance(observation, dict) else mask
+
+
+def _without_mask(space: spaces.Space) -> spaces.Space:
+    """The space of what an agent's network is fed: an action mask in the observation is not part of it."""
+    if isinstance(space, spaces.Dict) and "action_mask" in space.keys():
+        return spaces.Dict({key: part for key, part in space.items() if key != "action_mask"})
+    return space
+
+
+def _make_tuple(key: str, clock: int, kwargs: dict[str, Any]) -> _TupleGame:
+    """The Gymnasium environment of `key`, with its own time limits at `clock` steps."""
+    module_name, _, env_id = key.rpartition(":")
+    if module_name:
+        _import(key, module_name)
+    if env_id not in gymnasium.registry:
+        raise UserError(
+            f"env_args.key={key!r}: no Gymnasium environment has the id {env_id!r}{_near(env_id, gymnasium.registry)}; "
+            f"write module:EnvId-vN, or {PETTINGZOO}package.module for PettingZoo"
+        )
+    # gymnasium.make keeps an argument max_episode_steps for its own wrapper, so the constructor's goes into the spec.
+    spec = copy.copy(gymnasium.registry[env_id])
+    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    accepted = {*spec.kwargs, *inspect.signature(creator).parameters}
+    spec.kwargs = {**spec.kwargs, **{name: clock for name in CLOCKS if name in accepted}, **kwargs}
+    env = gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True)  # the checker refuses a list of rewards
+    for kind, space in (("observation", env.observation_space), ("action", env.action_space)):
+        if not isinstance(space, spaces.Tuple):
+            raise UserError(
+                f"env_args.key={key!r}: the {kind} space is {space}, that of a single agent; choose a multi-agent "
+                f"environment, whose spaces are Tuple with one entry per agent"
+            )
+    return _TupleGame(env)
+
+
+def _make_parallel(key: str, clock: int, kwargs: dict[str, Any]) -> _ParallelGame:
+    """The PettingZoo environment of `key`, with its own time limit at `clock` steps."""
+    module = _import(key, key.removeprefix(PETTINGZOO))
+    if not hasattr(module, "parallel_env"):
+        raise UserError(
+            f"env_args.key={key!r}: {module.__name__} has no parallel_env; name the module of one environment that has "
+            f"one, as in {PETTINGZOO}mpe2.simple_spread_v3"
+        )
+    try:
+        return _ParallelGame(module.parallel_env(max_cycles=clock, **kwargs))
+    except TypeError as error:  # most are wrapped in functions of **kwargs, so their signature does not tell
+        if "'max_cycles'" not in str(error):
+            raise
+    return _ParallelGame(module.parallel_env(**kwargs))
+
+
+def _import(key: str, name: str):
+    """Import the module `name` that `key` asks for."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing = error.name or ""
+        package, _, leaf = name.rpartition(".")
+        if package and missing == name:
+            siblings = [module.name for module in pkgutil.iter_modules(getattr(sys.modules[package], "__path__", ()))]
+            reason = f"{package} has no module {leaf!r}{_near(leaf, siblings)}"
+        elif missing in PIP_PACKAGES:
+            reason = f"the package {missing} is not installed; run: pip install -c requirements.txt {missing}"
+        elif isinstance(error, ModuleNotFoundError):
+            reason = f"{error}{_near(missing, PIP_PACKAGES)}; install the package that has it, or put it on PYTHONPATH"
+        else:
+            reason = f"importing {name} failed: {error}"
+        raise UserError(f"env_args.key={key!r}: {reason}") from error
+
+
+def _near(name: str, choices: Iterable[str]) -> str:
+    """What was perhaps meant, for the middle of a message; empty where nothing comes near."""
+    near = get_close_matches(name, choices, n=3)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

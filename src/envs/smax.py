@@ -1,0 +1,213 @@
+"""SMAX: StarCraft-like battles in JAX (package jaxmarl, Rutherford et al. 2023), stepped as one compiled batch.
+
+The allies are the agents; the enemies follow jaxmarl's heuristic policy. Maps carry SMAC's names.
+"""
+
+import os
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+# Compiled steps are kept between runs, and JAX leaves the GPU's memory to torch; both must be said before the import.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "greed_is_good" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jaxmarl.environments.smax import HeuristicEnemySMAX, map_name_to_scenario
+from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
+
+from envs.vector_env import Observation, VectorEnv, VectorStep
+from utils.errors import UserError
+
+UNIT_FEATURES = 10  # of a unit in the state: health, x, y, weapon cooldown, one-hot of six unit types
+
+
+class _View(NamedTuple):
+    obs: jax.Array  # (E, N, O)
+    state: jax.Array  # (E, S)
+    avail: jax.Array  # (E, N, A)
+
+
+class _Outcome(NamedTuple):
+    reward: jax.Array  # (E,)
+    terminated: jax.Array  # (E,)
+    truncated: jax.Array  # (E,)
+    won: jax.Array  # (E,)
+    dead_allies: jax.Array  # (E,)
+    dead_enemies: jax.Array  # (E,)
+
+
+class _Battle:
+    """The compiled functions of one map: one object per map and setting, so that every batch shares them."""
+
+    def __init__(self, map_name: str, time_limit: int | None, scale_state: bool, **env_kwargs):
+        if time_limit is not None:
+            env_kwargs["max_steps"] = time_limit
+        self.env = HeuristicEnemySMAX(scenario=map_name_to_scenario(map_name), **env_kwargs)
+        self.scale_state = scale_state
+        self.reset = jax.jit(self._reset)
+        self.step = jax.jit(self._step)
+
+    def _reset(self, keys: jax.Array):
+        """keys (E, 2) -> the batch's state (a pytree of (E, ...)) and what the agents see."""
+        obs, env_state = jax.vmap(self.env.reset)(keys)
+        # jaxmarl's first state is weakly typed, which would compile the step a second time.
+        env_state = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), env_state)
+        return env_state, self._view(obs, env_state)
+
+    def _step(self, keys: jax.Array, env_state, actions: jax.Array):
+        """keys (E, 2), actions (E, N) -> keys, states, outcome, final and next view."""
+        keys, step_keys, reset_keys = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
+        joint_action = {agent: actions[:, i] for i, agent in enumerate(self.env.agents)}
+        # `step_env`, not `step`: jaxmarl's `step` resets by itself and drops the final observation.
+        obs, after, rewards, _, _ = jax.vmap(self.env.step_env)(step_keys, env_state, joint_action)
+        final = self._view(obs, after)
+        outcome = self._outcome(after, rewards[self.env.agents[0]])
+        done = outcome.terminated | outcome.truncated
+
+        def restart():
+            fresh_state, fresh_view = self._reset(reset_keys)
+
+            def pick(new, old):
+                return jnp.where(done.reshape(done.shape + (1,) * (new.ndim - 1)), new, old)
+
+            return jax.tree.map(pick, fresh_state, after), jax.tree.map(pick, fresh_view, final)
+
+        next_state, following = jax.lax.cond(done.any(), restart, lambda: (after, final))
+        return keys, next_state, outcome, final, following
+
+    def _outcome(self, env_state, reward: jax.Array) -> _Outcome:
+        alive = env_state.state.unit_alive  # (E, U)
+        n_allies = self.env.num_allies
+        dead_allies = (~alive[:, :n_allies]).sum(1)
+        dead_enemies = (~alive[:, n_allies:]).sum(1)
+        lost, cleared = dead_allies == n_allies, dead_enemies == self.env.num_enemies
+        terminated = lost | cleared
+        truncated = (env_state.state.step >= self.env.max_steps) & ~terminated
+        return _Outcome(reward, terminated, truncated, cleared & ~lost, dead_allies, dead_enemies)
+
+    def _view(self, obs: dict, env_state) -> _View:
+        avail = jax.vmap(self.env.get_avail_actions)(env_state)
+        stacked_obs = jnp.stack([obs[agent] for agent in self.env.agents], axis=1)
+        stacked_avail = jnp.stack([avail[agent] for agent in self.env.agents], axis=1)
+        return _View(stacked_obs, self._state(obs["world_state"], env_state.state), stacked_avail.astype(jnp.int32))
+
+    def _state(self, world_state: jax.Array, battle) -> jax.Array:
+        """jaxmarl's state, (E, S), with positions, cooldowns and unit types brought to [0, 1] if `scale_state`.
+
+        Raw positions reach 32 and the cooldown of a unit that does not shoot falls without bound: the mixer's
+        hypernetworks learn badly on both. The scaled cooldown is the one that jaxmarl's own observations hold.
+        """
+        if not self.scale_state:
+            return world_state
+        n_units = battle.unit_alive.shape[1]
+        units = world_state[:, : n_units * UNIT_FEATURES].reshape(-1, n_units, UNIT_FEATURES)
+        map_size = jnp.array([self.env.map_width, self.env.map_height])
+        positions = units[..., 1:3] / map_size
+        cooldown = jnp.clip(units[..., 3:4] / self.env.unit_type_weapon_cooldowns[battle.unit_types][..., None], 0, 1)
+        units = jnp.concatenate([units[..., :1], positions, cooldown, units[..., 4:]], axis=-1)
+        types = battle.unit_types / (self.env.unit_type_bits - 1)
+        return jnp.concatenate([units.reshape(units.shape[0], -1), battle.unit_teams, types], axis=-1)
+
+
+@lru_cache(maxsize=8)
+def _battle(**settings) -> _Battle:
+    return _Battle(**settings)
+
+
+class SmaxVectorEnv(VectorEnv):
+    """E battles on one SMAX map.
+
+    Args:
+        n_envs: E.
+        device: where observations are returned; on CUDA they stay on the GPU if JAX has it too.
+        map_name: a map of jaxmarl (see `MAPS`).
+        seed: of the first battle; battle e has `seed + e`.
+        reward_scale: factor on jaxmarl's reward, which is about 1 for all damage plus 1 for a win.
+        time_limit: steps after which a battle is cut (a truncation); None for jaxmarl's 100.
+        scale_state: bring the state's positions, cooldowns and types to [0, 1].
+        see_enemy_actions, walls_cause_death, attack_mode: as in jaxmarl.
+
+    Raises:
+        UserError: unknown map.
+    """
+
+    MAPS = tuple(MAP_NAME_TO_SCENARIO)
+
+    def __init__(
+        self,
+        n_envs: int,
+        device: str | torch.device,
+        map_name: str,
+        seed: int,
+        reward_scale: float,
+        time_limit: int | None,
+        scale_state: bool,
+        see_enemy_actions: bool,
+        walls_cause_death: bool,
+        attack_mode: str,
+    ):
+        if map_name not in self.MAPS:
+            near = get_close_matches(str(map_name), self.MAPS, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UserError(f"env_args.map_name={map_name!r}: no such SMAX map{hint}; maps: {', '.join(self.MAPS)}")
+        self._battle = _battle(
+            map_name=map_name,
+            time_limit=time_limit,
+            scale_state=scale_state,
+            see_enemy_actions=see_enemy_actions,
+            walls_cause_death=walls_cause_death,
+            attack_mode=attack_mode,
+        )
+        env = self._battle.env
+        self.n_envs = n_envs
+        self.n_agents = env.num_allies
+        self.n_actions = env.num_ally_actions
+        self.obs_size = env.obs_size
+        self.state_size = env.state_size
+        self.episode_limit = env.max_steps
+        self.reward_scale = reward_scale
+        self.device = torch.device(device)
+        self._on_gpu = self.device.type == "cuda" and jax.default_backend() == "gpu"
+        self._keys = jax.vmap(jax.random.PRNGKey)(jnp.arange(seed, seed + n_envs))
+        self._env_state = None
+
+    def reset(self) -> Observation:
+        self._keys, reset_keys = jnp.moveaxis(jax.vmap(jax.random.split)(self._keys), 1, 0)
+        self._env_state, view = self._battle.reset(reset_keys)
+        return self._observation(view)
+
+    def step(self, actions: torch.Tensor) -> VectorStep:
+        if self._env_state is None:
+            raise RuntimeError("call reset() before step()")
+        joint_action = jax.dlpack.from_dlpack(actions) if self._on_gpu else actions.cpu().numpy().astype(np.int32)
+        self._keys, self._env_state, outcome, final, following = self._battle.step(
+            self._keys, self._env_state, joint_action
+        )
+        done_info = {
+            "battle_won": outcome.won,
+            "dead_allies": outcome.dead_allies,
+            "dead_enemies": outcome.dead_enemies,
+            "episode_limit": outcome.truncated,
+        }
+        return VectorStep(
+            reward=self._tensor(outcome.reward).float() * self.reward_scale,
+            terminated=self._tensor(outcome.terminated),
+            truncated=self._tensor(outcome.truncated),
+            next=self._observation(following),
+            final=self._observation(final),
+            info={key: self._tensor(value).float() for key, value in done_info.items()},
+        )
+
+    def _observation(self, view: _View) -> Observation:
+        return Observation(*(self._tensor(part) for part in view))
+
+    def _tensor(self, array: jax.Array) -> torch.Tensor:
+        if self._on_gpu:
+            return torch.from_dlpack(array)
+        return torch.tensor(np.asarray(array), device=self.device)

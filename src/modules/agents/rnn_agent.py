@@ -1,0 +1,34 @@
+"""The recurrent agent of PyMARL: a linear layer, a GRU, a linear layer (Hausknecht & Stone 2015; Rashid et al. 2018)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class RNNAgent(nn.Module):
+    def __init__(self, input_shape: int, args):
+        super().__init__()
+        self.args = args
+        self.fc1 = nn.Linear(input_shape, args.rnn_hidden_dim)
+        self.rnn = nn.GRUCell(args.rnn_hidden_dim, args.rnn_hidden_dim)
+        self.fc2 = nn.Linear(args.rnn_hidden_dim, args.n_actions)
+
+    def init_hidden(self) -> torch.Tensor:
+        """The memory at the start of an episode, (1, H)."""
+        return self.fc1.weight.new_zeros(1, self.args.rnn_hidden_dim)
+
+    def forward(self, inputs: torch.Tensor, hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step: inputs (R, I), memory (any shape of R*H values) -> values (R, A), memory (R, H)."""
+        x = F.relu(self.fc1(inputs))
+        h = self.rnn(x, hidden_state.reshape(-1, self.args.rnn_hidden_dim))
+        return self.fc2(h), h
+
+    def unroll(self, inputs: torch.Tensor, hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All steps at once: inputs (T, R, I), memory (R, H) -> values (T, R, A), last memory (R, H).
+
+        The cell's weights run through torch's fused GRU (cuDNN on a GPU).
+        """
+        x = F.relu(self.fc1(inputs))
+        weights = [self.rnn.weight_ih, self.rnn.weight_hh, self.rnn.bias_ih, self.rnn.bias_hh]
+        h, last = torch.gru(x, hidden_state.unsqueeze(0).contiguous(), weights, True, 1, 0.0, False, False, False)
+        return self.fc2(h), last.squeeze(0)

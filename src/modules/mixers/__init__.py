@@ -1,0 +1,37 @@
+"""Mixers: from the agents' chosen action values to the team's value Q_tot.
+
+A mixer is called as `mixer(agent_qs (B, T, N), states (B, T, S)) -> (B, T, 1)`. One that has a method
+`counterfactual` offers a cheaper way to what `counterfactual_q_tot` computes for any mixer.
+"""
+
+import torch
+from torch import nn
+
+from modules.mixers.qmix import QMixer
+from modules.mixers.vdn import VDNMixer
+from utils.shapes import check_shape
+
+REGISTRY = {"vdn": VDNMixer, "qmix": QMixer}
+
+
+def counterfactual_q_tot(
+    mixer: nn.Module, chosen: torch.Tensor, qs: torch.Tensor, states: torch.Tensor
+) -> torch.Tensor:
+    """Q_tot when one agent changes its action and the others keep theirs: [..., i, k] = Q_tot(k, a_-i; s).
+
+    Args:
+        chosen: (B, T, N) values of the actions that were taken.
+        qs: (B, T, N, A) values of all actions.
+        states: (B, T, S).
+
+    Returns:
+        (B, T, N, A). Without a `counterfactual` of the mixer's own this costs N*A mixer evaluations per step.
+    """
+    B, T, N, A = qs.shape
+    check_shape("chosen", chosen, (B, T, N))
+    if hasattr(mixer, "counterfactual"):
+        return mixer.counterfactual(chosen, qs, states)
+    agent = torch.eye(N, dtype=torch.bool, device=qs.device).view(1, 1, N, 1, N)
+    joint = torch.where(agent, qs.unsqueeze(-1), chosen.view(B, T, 1, 1, N))  # (B, T, N, A, N)
+    repeated = states.view(B, T, 1, -1).expand(B, T, N * A, -1).reshape(B, T * N * A, -1)
+    return mixer(joint.reshape(B, T * N * A, N), repeated).view(B, T, N, A)

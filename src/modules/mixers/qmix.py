@@ -1,0 +1,58 @@
+"""QMIX's monotonic mixer (Rashid et al. 2018, section 4).
+
+f(q; s) = ELU(q |W1(s)| + b1(s)) |w2(s)| + v(s), with the weights made from the state by hypernetworks. The absolute
+values make f non-decreasing in every agent's value, so that the agents' own best actions are the team's best.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.shapes import check_shape
+
+
+class QMixer(nn.Module):
+    def __init__(self, args):
+        super().__init__()
+        self.n_agents = args.n_agents
+        self.state_dim = int(np.prod(args.state_shape))
+        self.embed_dim = args.mixing_embed_dim
+        if args.hypernet_layers == 1:
+            self.hyper_w_1 = nn.Linear(self.state_dim, self.embed_dim * self.n_agents)
+            self.hyper_w_final = nn.Linear(self.state_dim, self.embed_dim)
+        elif args.hypernet_layers == 2:
+            self.hyper_w_1 = self._hypernet(args.hypernet_embed, self.embed_dim * self.n_agents)
+            self.hyper_w_final = self._hypernet(args.hypernet_embed, self.embed_dim)
+        else:
+            raise ValueError(f"hypernet_layers must be 1 or 2, got {args.hypernet_layers}")
+        self.hyper_b_1 = nn.Linear(self.state_dim, self.embed_dim)
+        self.V = self._hypernet(self.embed_dim, 1)
+
+    def forward(self, agent_qs: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """agent_qs (B, T, N), states (B, T, S) -> Q_tot (B, T, 1)."""
+        check_shape("agent_qs", agent_qs, (*states.shape[:2], self.n_agents))
+        w1, b1, w2, v = self._weights(states)
+        hidden = F.elu((agent_qs.unsqueeze(-1) * w1).sum(dim=2) + b1)  # (B, T, E)
+        return (hidden * w2).sum(dim=-1, keepdim=True) + v
+
+    def counterfactual(self, chosen: torch.Tensor, qs: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """Q_tot(k, a_-i; s) for every agent i and action k: chosen (B, T, N), qs (B, T, N, A) -> (B, T, N, A).
+
+        One agent's change is a rank-1 update of the first layer, h + |W1_i| (Q_i(k) - Q_i(a_i)), so the hypernetworks
+        run once (Proposition 1.5 of the method).
+        """
+        w1, b1, w2, v = self._weights(states)
+        hidden = (chosen.unsqueeze(-1) * w1).sum(dim=2) + b1  # (B, T, E)
+        change = (qs - chosen.unsqueeze(-1)).unsqueeze(-1) * w1.unsqueeze(3)  # (B, T, N, A, E)
+        hidden = F.elu(hidden[:, :, None, None] + change)
+        return torch.einsum("btnae,bte->btna", hidden, w2) + v.unsqueeze(-1)
+
+    def _weights(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """states (B, T, S) -> |W1| (B, T, N, E), b1 (B, T, E), |w2| (B, T, E), v (B, T, 1)."""
+        check_shape("states", states, (None, None, self.state_dim))
+        w1 = self.hyper_w_1(states).abs().view(*states.shape[:2], self.n_agents, self.embed_dim)
+        return w1, self.hyper_b_1(states), self.hyper_w_final(states).abs(), self.V(states)
+
+    def _hypernet(self, hidden: int, out: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(self.state_dim, hidden), nn.ReLU(), nn.Linear(hidden, out))

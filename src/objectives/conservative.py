@@ -1,0 +1,96 @@
+"""Conservative gaps: how far a head's values stand above what the data supports.
+
+d = sup_a Q - E_beta[Q], the gap of conservative Q-learning (Kumar et al. 2020, eq. 4) with different first terms `op`.
+Unavailable actions are outside every sup; their values have no effect.
+"""
+
+import torch
+
+from utils.shapes import check_same_shape, check_shape
+
+OPS = ("max", "lse", "lse_beta", "lse_mean", "softmax", "uniform")
+
+
+def sup_value(
+    q: torch.Tensor, avail: torch.Tensor, op: str, temperature=1.0, beta: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The first term of the gap over the last dimension.
+
+    max: max_a Q;  lse: T log sum_a exp(Q/T);  lse_beta: T log sum_a beta(a) exp(Q/T);  lse_mean: lse - T log |A|;
+    softmax: sum_a softmax(Q/T)(a) Q(a);  uniform: mean_a Q.
+    They are ordered uniform <= softmax <= max <= lse <= max + T log |A|.
+
+    Args:
+        q, avail: (..., A), avail 1 where the action may be taken; at least one action must be available.
+        op: one of `OPS`.
+        temperature: T > 0, in units of Q; a number or a scalar tensor.
+        beta: (..., A) behaviour probabilities, for `lse_beta` alone.
+
+    Returns:
+        (...), without the action dimension.
+    """
+    check_same_shape(q=q, avail=avail)
+    q_avail = q.masked_fill(avail == 0, -torch.inf)
+    n_avail = (avail > 0).sum(dim=-1)
+    if op == "max":
+        return q_avail.max(dim=-1).values
+    if op == "lse":
+        return temperature * torch.logsumexp(q_avail / temperature, dim=-1)
+    if op == "lse_mean":
+        return temperature * (torch.logsumexp(q_avail / temperature, dim=-1) - n_avail.log())
+    if op == "lse_beta":
+        if beta is None:
+            raise ValueError("op 'lse_beta' needs the behaviour probabilities beta")
+        check_same_shape(q=q, beta=beta)
+        return temperature * torch.logsumexp(q_avail / temperature + beta.log(), dim=-1)
+    q_or_zero = q.masked_fill(avail == 0, 0.0)
+    if op == "softmax":
+        return (torch.softmax(q_avail / temperature, dim=-1) * q_or_zero).sum(dim=-1)
+    if op == "uniform":
+        return q_or_zero.sum(dim=-1) / n_avail
+    raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
+
+
+def agent_gaps(
+    q: torch.Tensor, avail: torch.Tensor, q_data: torch.Tensor, op: str, temperature=1.0, beta=None
+) -> torch.Tensor:
+    """d_{I,i} = sup_a Q_i(a) - Q_i(data), the gap of every agent's own values.
+
+    Args:
+        q, avail: (B, T, N, A).
+        q_data: (B, T, N), the value of the logged action, or E_beta[Q_i].
+
+    Returns:
+        (B, T, N). The independent head's gap is their mean over agents and played steps.
+    """
+    check_shape("q_data", q_data, tuple(q.shape[:-1]))
+    return sup_value(q, avail, op, temperature, beta) - q_data
+
+
+def joint_max_gap(q_tot_max: torch.Tensor, q_tot_data: torch.Tensor) -> torch.Tensor:
+    """d_C = f(max_1 Q_1, ..., max_N Q_N; s) - Q_tot(s, a_data), exact for a monotone mixer f.
+
+    Args:
+        q_tot_max, q_tot_data: (B, T, 1).
+    """
+    check_same_shape(q_tot_max=q_tot_max, q_tot_data=q_tot_data)
+    return q_tot_max - q_tot_data
+
+
+def counterfactual_gap(
+    q_cf: torch.Tensor, avail: torch.Tensor, q_tot_data: torch.Tensor, op: str, temperature=1.0
+) -> torch.Tensor:
+    """d_C = 1/N sum_i [sup_k Q_tot(k, a_-i; s) - Q_tot(a; s)]: one agent at a time leaves the data.
+
+    Unlike a joint penalty it does not grow with the number of agents (Shao et al. 2023, CFCQL, eq. 5, lambda = 1/N).
+
+    Args:
+        q_cf, avail: (B, T, N, A), q_cf[..., i, k] = Q_tot(k, a_-i; s).
+        q_tot_data: (B, T, 1).
+
+    Returns:
+        (B, T, 1).
+    """
+    check_shape("q_tot_data", q_tot_data, (*q_cf.shape[:2], 1))
+    return sup_value(q_cf, avail, op, temperature).mean(dim=-1, keepdim=True) - q_tot_data
+

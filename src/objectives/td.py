@@ -1,0 +1,56 @@
+"""Temporal-difference targets and the loss toward them. Truncated steps have `terminated` 0 and so are bootstrapped."""
+
+import torch
+
+from utils.shapes import check_same_shape, masked_mean
+
+
+def one_step_targets(
+    reward: torch.Tensor, terminated: torch.Tensor, v_next: torch.Tensor, gamma: float
+) -> torch.Tensor:
+    """y_t = r_t + gamma (1 - terminated_t) V(s_{t+1}).  (Watkins 1989)
+
+    Args:
+        reward, terminated, v_next: (B, T, X), one shape.
+    """
+    check_same_shape(reward=reward, terminated=terminated, v_next=v_next)
+    return reward + gamma * (1 - terminated) * v_next
+
+
+def lambda_targets(
+    reward: torch.Tensor,
+    terminated: torch.Tensor,
+    mask: torch.Tensor,
+    v_next: torch.Tensor,
+    gamma: float,
+    td_lambda: float,
+) -> torch.Tensor:
+    """G_t = r_t + gamma (1 - terminated_t) [(1 - lambda) V(s_{t+1}) + lambda G_{t+1}].  (Sutton & Barto 2018, eq. 12.2)
+
+    At an episode's last step, terminated or truncated, G_{t+1} stands for V(s_{t+1}); lambda = 0 gives
+    `one_step_targets`. Off-policy data is not corrected for (Peng's Q(lambda)).
+
+    Args:
+        reward, terminated, mask, v_next: (B, T, X), one shape.
+    """
+    check_same_shape(reward=reward, terminated=terminated, mask=mask, v_next=v_next)
+    if td_lambda == 0:
+        return one_step_targets(reward, terminated, v_next, gamma)
+    discount = gamma * (1 - terminated)
+    returns = torch.empty_like(v_next)
+    following = v_next[:, -1]
+    for t in reversed(range(v_next.shape[1])):
+        if t + 1 < v_next.shape[1]:
+            following = torch.where(mask[:, t + 1] > 0, returns[:, t + 1], v_next[:, t])
+        returns[:, t] = reward[:, t] + discount[:, t] * ((1 - td_lambda) * v_next[:, t] + td_lambda * following)
+    return returns
+
+
+def td_loss(q: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """mean over played steps of 1/2 (Q - y)^2; no gradient flows into y.
+
+    Args:
+        q, target, mask: (B, T, X), one shape.
+    """
+    check_same_shape(q=q, target=target, mask=mask)
+    return masked_mean(0.5 * (q - target.detach()) ** 2, mask)
