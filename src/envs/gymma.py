@@ -2,23 +2,21 @@
 
 `env_args.key` takes one of two forms:
 
-- `module:EnvId-vN` names a Gymnasium environment and the module that registers it, for example
-  `lbforaging:Foraging-8x8-2p-2f-coop-v3` or `rware:rware-tiny-2ag-v2`. The environment is multi-agent: its action and
-  observation spaces are `Tuple` with one entry per agent. The module may be left out for ids that are registered already.
-- `pettingzoo:package.module` names a module with a `parallel_env`, for example `pettingzoo:mpe2.simple_spread_v3`.
+- `module:EnvId-vN`: a Gymnasium id and the module that registers it, as in `lbforaging:Foraging-8x8-2p-2f-coop-v3` or
+  `rware:rware-tiny-2ag-v2`. Its action and observation spaces are `Tuple`, with one entry per agent.
+- `pettingzoo:package.module`: a module with a `parallel_env`, as in `pettingzoo:mpe2.simple_spread_v3`.
 
-How an environment becomes a `MultiAgentEnv`:
+How such an environment becomes a `MultiAgentEnv`:
 
 - Reward: the sum over the agents.
 - Observations: flattened (discrete parts become one-hot) and padded with zeros to the largest agent's size.
 - State: the environment's own `state()` where it declares a `state_space`, else all padded observations in a row.
 - Actions: A is the largest agent's number of actions. `avail_actions` marks those that an agent has, and follows the
-  `action_mask` of an environment that gives one, in its observations or its infos.
+  `action_mask` of an environment that gives one, in its observations or in its infos.
 - An agent that left the episode sees zeros, may only take action 0, which goes nowhere, and earns nothing.
-- Ends: `time_limit` is the only clock. An environment's own one is set behind it, because several environments report
-  time that is up as a termination (LBF and RWARE do), and only what still terminates then is a real end. Where an
-  environment cannot be told, its `truncated` counts as a time limit too. A rule that depends on what the agents do, as
-  RWARE's `max_inactivity_steps`, ends an episode for real.
+- Ends: `time_limit` is the only clock. An environment's own clock is set behind it, because LBF and RWARE report time
+  that is up as a termination, like a real end. Where that is not possible, `truncated` counts as a time limit too. A
+  rule about what the agents do, as RWARE's `max_inactivity_steps`, ends an episode for real.
 
 Legend: N agents, A actions, O observation size, S state size.
 """
@@ -42,11 +40,10 @@ from envs.multiagentenv import MultiAgentEnv
 from utils.errors import UserError
 
 PETTINGZOO = "pettingzoo:"
-PIP_PACKAGES = ("lbforaging", "mpe2", "pettingzoo", "rware")  # those whose name on PyPI is known to be the module's
-CLOCKS = ("max_episode_steps", "max_steps", "max_cycles")  # the names that constructors give their own time limit
+PIP_PACKAGES = ("lbforaging", "mpe2", "pettingzoo", "rware")  # modules that PyPI has under the same name
+CLOCKS = ("max_episode_steps", "max_steps", "max_cycles")  # what constructors call their own time limit
 
-# What each agent is shown: its observation and action mask. The mask is None where every action may be taken, both are
-# None where the agent is not in the episode.
+# One pair per agent: its observation, None if it is not in the episode, and the action mask from its info, or None.
 Shown = list[tuple[Any, Any]]
 
 
@@ -60,15 +57,15 @@ class GymmaEnv(MultiAgentEnv):
         kwargs: further arguments for the environment's constructor.
 
     Raises:
-        UserError: there is no such environment, or its spaces are not those of agents with discrete actions.
+        UserError: there is no such environment, or it is not one of several agents with discrete actions.
     """
 
     def __init__(self, key: str, time_limit: int, seed: int | None, kwargs: dict[str, Any]):
         if clash := [name for name in CLOCKS if name in kwargs]:
-            raise UserError(f"env_args.kwargs.{clash[0]}: set env_args.time_limit instead, the only clock there is")
+            raise UserError(f"env_args.kwargs.{clash[0]}: remove it and set env_args.time_limit, the only clock")
         self.key = key
         self.episode_limit = time_limit
-        self._seed = seed
+        self._seed = self._reset_seed = seed
         self._closed = False
         try:
             self._game = (_make_parallel if key.startswith(PETTINGZOO) else _make_tuple)(key, time_limit + 1, kwargs)
@@ -76,27 +73,22 @@ class GymmaEnv(MultiAgentEnv):
             unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             if not unexpected or unexpected[1] not in kwargs:
                 raise
-            raise UserError(f"env_args.kwargs.{unexpected[1]}: {key} takes no such argument; remove it") from error
+            raise UserError(f"env_args.kwargs.{unexpected[1]}: {key} has no such argument; remove it") from error
 
-        for agent, space in enumerate(self._game.action_spaces):
-            if not isinstance(space, spaces.Discrete):
-                raise UserError(
-                    f"env_args.key={key!r}: the action space of agent {agent} is {space}, and only Discrete ones are "
-                    f"supported; choose a discrete variant of the environment, by its id or by env_args.kwargs"
-                )
+        self.n_agents = len(self._game.action_spaces)
         self._observation_spaces = [_without_mask(space) for space in self._game.observation_spaces]
-        for agent, space in enumerate(self._observation_spaces):
-            if not space.is_np_flattenable:
+        for kind, found, good, wanted in (
+            ("action", self._game.action_spaces, lambda space: isinstance(space, spaces.Discrete), "Discrete"),
+            ("observation", self._observation_spaces, lambda space: space.is_np_flattenable, "of a fixed size"),
+        ):
+            if wrong := [agent for agent in range(self.n_agents) if not good(found[agent])]:
                 raise UserError(
-                    f"env_args.key={key!r}: the observation space of agent {agent} is {space}, which does not flatten "
-                    f"to a vector of fixed size; choose another variant of the environment"
+                    f"env_args.key={key!r}: the {kind} space of agent {wrong[0]} is {found[wrong[0]]}, and it must be "
+                    f"{wanted}; choose such a variant of the environment by its id or by env_args.kwargs"
                 )
-        self.n_agents = len(self._observation_spaces)
         self._action_counts = [int(space.n) for space in self._game.action_spaces]
         self._action_starts = np.array([int(space.start) for space in self._game.action_spaces])
         self._obs_size = max(spaces.flatdim(space) for space in self._observation_spaces)
-        state_space = self._game.state_space
-        self._state_size = self.n_agents * self._obs_size if state_space is None else spaces.flatdim(state_space)
         # What the agents see now, from the first reset() on.
         self._obs: np.ndarray  # (N, O) float32
         self._state: np.ndarray  # (S,) float32
@@ -105,8 +97,8 @@ class GymmaEnv(MultiAgentEnv):
     def reset(self) -> tuple[list[np.ndarray], np.ndarray]:
         """Start an episode. Returns the observations, N arrays of shape (O,), and the state, shape (S,)."""
         self._steps = 0
-        self._see(self._game.reset(self._seed_of_reset))
-        self._seed_of_reset = None  # a second seeding would replay the first episode for ever
+        self._see(self._game.reset(self._reset_seed))
+        self._reset_seed = None  # seeding again would replay the first episode for ever
         return self.get_obs(), self.get_state()
 
     def step(self, actions) -> tuple[float, bool, dict]:
@@ -130,7 +122,8 @@ class GymmaEnv(MultiAgentEnv):
         return self._state
 
     def get_state_size(self) -> int:
-        return self._state_size
+        space = self._game.state_space
+        return self.n_agents * self._obs_size if space is None else spaces.flatdim(space)
 
     def get_avail_actions(self) -> list[list[int]]:
         """Which actions each agent may take now: N lists of A zeros and ones."""
@@ -141,7 +134,7 @@ class GymmaEnv(MultiAgentEnv):
 
     def render(self):
         if getattr(self._game.env, "render_mode", None) is None:
-            raise UserError(f"env_args.key={self.key!r}: drawing needs a render_mode, as in env_args.kwargs.render_mode=human")
+            raise UserError(f"env_args.key={self.key!r}: drawing needs a mode, as env_args.kwargs.render_mode=human")
         return self._game.env.render()
 
     def close(self) -> None:
@@ -153,18 +146,21 @@ class GymmaEnv(MultiAgentEnv):
         return self._seed
 
     def _see(self, shown: Shown) -> None:
-        """Store what is shown as the arrays that the getters return; fresh ones, since callers may keep the old."""
+        """Turn what is shown into the arrays that the getters return: fresh ones, since callers keep the old."""
         self._obs = np.zeros((self.n_agents, self._obs_size), np.float32)
         self._avail = np.zeros((self.n_agents, self.get_total_actions()), np.int64)
         for agent, (observation, mask) in enumerate(shown):
             if observation is not None:
-                flat = spaces.flatten(self._observation_spaces[agent], observation)
+                flat: Any = spaces.flatten(self._observation_spaces[agent], observation)
                 self._obs[agent, : flat.size] = flat
+                if isinstance(observation, dict):
+                    mask = observation.get("action_mask", mask)
                 self._avail[agent, : self._action_counts[agent]] = 1 if mask is None else mask
             if not self._avail[agent].any():
-                self._avail[agent, 0] = 1  # a maximum or softmax over no action at all is not a number
-        state = self._game.state()
-        self._state = self._obs.flatten() if state is None else state
+                self._avail[agent, 0] = 1  # a maximum or a softmax over no action at all is not a number
+        space = self._game.state_space
+        state: Any = self._obs if space is None else spaces.flatten(space, self._game.env.state())
+        self._state = state.astype(np.float32).reshape(-1)
 
 
 class _TupleGame:
@@ -172,10 +168,16 @@ class _TupleGame:
 
     state_space = None
 
-    def __init__(self, env: gymnasium.Env):
+    def __init__(self, env: Any, key: str):
+        for kind, space in (("action", env.action_space), ("observation", env.observation_space)):
+            if not isinstance(space, spaces.Tuple):
+                raise UserError(
+                    f"env_args.key={key!r}: the {kind} space is {space}, of a single agent; choose an environment "
+                    f"whose spaces are Tuple, with one entry per agent"
+                )
         self.env = env
-        self.observation_spaces = list(env.observation_space)
         self.action_spaces = list(env.action_space)
+        self.observation_spaces = list(env.observation_space)
 
     def reset(self, seed: int | None) -> Shown:
         return self._shown(*self.env.reset(seed=seed))
@@ -185,22 +187,18 @@ class _TupleGame:
         observations, rewards, terminated, truncated, info = self.env.step(tuple(actions))
         return self._shown(observations, info), float(np.sum(rewards)), *_end(terminated, truncated)
 
-    def state(self) -> None:
-        return None
-
     def _shown(self, observations, info: dict) -> Shown:
-        masks = info.get("action_mask", [None] * len(observations))
-        return [(seen, _mask(seen, mask)) for seen, mask in zip(observations, masks, strict=True)]
+        return list(zip(observations, info.get("action_mask", [None] * len(observations)), strict=True))
 
 
 class _ParallelGame:
     """A PettingZoo environment, whose agents may leave before the episode ends."""
 
-    def __init__(self, env):
+    def __init__(self, env: Any):
         self.env = env
         self.names = list(env.possible_agents)
-        self.observation_spaces = [env.observation_space(name) for name in self.names]
         self.action_spaces = [env.action_space(name) for name in self.names]
+        self.observation_spaces = [env.observation_space(name) for name in self.names]
         self.state_space = getattr(env, "state_space", None)
 
     def reset(self, seed: int | None) -> Shown:
@@ -215,47 +213,36 @@ class _ParallelGame:
         ended = _end([terminated[name] for name in acting], [truncated[name] for name in acting])
         present = self.env.agents
         if ended == (False, True):
-            # The environment has dismissed everybody, yet a cut episode is bootstrapped from what its agents see last.
+            # By now the environment has dismissed everybody, but learners bootstrap from what a cut episode shows last.
             present = [name for name in acting if not terminated[name]]
         return self._shown(present, observations, infos), float(sum(rewards[name] for name in acting)), *ended
 
-    def state(self) -> np.ndarray | None:
-        if self.state_space is None:
-            return None
-        return spaces.flatten(self.state_space, self.env.state()).astype(np.float32)
-
-    def _shown(self, present: Iterable, observations: dict, infos: dict) -> Shown:
-        shown: Shown = [(None, None)] * len(self.names)
-        for name in present:
-            mask = _mask(observations[name], infos.get(name, {}).get("action_mask"))
-            shown[self.names.index(name)] = observations[name], mask
-        return shown
+    def _shown(self, present: list, observations: dict, infos: dict) -> Shown:
+        return [
+            (observations[name], infos.get(name, {}).get("action_mask")) if name in present else (None, None)
+            for name in self.names
+        ]
 
 
 def _end(terminated, truncated) -> tuple[bool, bool]:
-    """Whether the episode (terminated, was cut), from one flag for all or one per agent that acted.
+    """Whether the episode (terminated, was cut), from one flag for all or from one per agent that acted.
 
-    Cut means that all are done and somebody could have gone on: an agent with both flags terminated.
+    It was cut if all are done and somebody could have gone on; an agent with both flags could not.
     """
     if np.all(terminated):
         return True, False
     return False, bool(np.all(np.logical_or(terminated, truncated)))
 
 
-def _mask(observation, mask):
-    """The action mask: PettingZoo's environments carry it in the observation or, here `mask`, in the info."""
-    return observation.get("action_mask", mask) if isinstance(observation, dict) else mask
-
-
 def _without_mask(space: spaces.Space) -> spaces.Space:
-    """The space of what an agent's network is fed: an action mask in the observation is not part of it."""
-    if isinstance(space, spaces.Dict) and "action_mask" in space.keys():
-        return spaces.Dict({key: part for key, part in space.items() if key != "action_mask"})
+    """The part of an observation that the networks are fed: all but an action mask."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({name: part for name, part in space.items() if name != "action_mask"})
     return space
 
 
 def _make_tuple(key: str, clock: int, kwargs: dict[str, Any]) -> _TupleGame:
-    """The Gymnasium environment of `key`, with its own time limits at `clock` steps."""
+    """The Gymnasium environment of `key`, its own clock set to `clock` steps."""
     module_name, _, env_id = key.rpartition(":")
     if module_name:
         _import(key, module_name)
@@ -264,57 +251,49 @@ def _make_tuple(key: str, clock: int, kwargs: dict[str, Any]) -> _TupleGame:
             f"env_args.key={key!r}: no Gymnasium environment has the id {env_id!r}{_near(env_id, gymnasium.registry)}; "
             f"write module:EnvId-vN, or {PETTINGZOO}package.module for PettingZoo"
         )
-    # gymnasium.make keeps an argument max_episode_steps for its own wrapper, so the constructor's goes into the spec.
+    # gymnasium.make keeps an argument max_episode_steps for a wrapper of its own: the constructor's goes into the spec.
     spec = copy.copy(gymnasium.registry[env_id])
-    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    creator: Any = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     accepted = {*spec.kwargs, *inspect.signature(creator).parameters}
     spec.kwargs = {**spec.kwargs, **{name: clock for name in CLOCKS if name in accepted}, **kwargs}
-    env = gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True)  # the checker refuses a list of rewards
-    for kind, space in (("observation", env.observation_space), ("action", env.action_space)):
-        if not isinstance(space, spaces.Tuple):
-            raise UserError(
-                f"env_args.key={key!r}: the {kind} space is {space}, that of a single agent; choose a multi-agent "
-                f"environment, whose spaces are Tuple with one entry per agent"
-            )
-    return _TupleGame(env)
+    # The checker would warn that one reward per agent is not a number.
+    return _TupleGame(gymnasium.make(spec, max_episode_steps=-1, disable_env_checker=True), key)
 
 
 def _make_parallel(key: str, clock: int, kwargs: dict[str, Any]) -> _ParallelGame:
-    """The PettingZoo environment of `key`, with its own time limit at `clock` steps."""
+    """The PettingZoo environment of `key`, its own clock set to `clock` steps."""
     module = _import(key, key.removeprefix(PETTINGZOO))
     if not hasattr(module, "parallel_env"):
         raise UserError(
-            f"env_args.key={key!r}: {module.__name__} has no parallel_env; name the module of one environment that has "
+            f"env_args.key={key!r}: {module.__name__} has no parallel_env; name the module of an environment that has "
             f"one, as in {PETTINGZOO}mpe2.simple_spread_v3"
         )
     try:
         return _ParallelGame(module.parallel_env(max_cycles=clock, **kwargs))
-    except TypeError as error:  # most are wrapped in functions of **kwargs, so their signature does not tell
-        if "'max_cycles'" not in str(error):
+    except TypeError as error:  # the signature does not tell: most are wrapped in functions of **kwargs
+        if "unexpected keyword argument 'max_cycles'" not in str(error):
             raise
     return _ParallelGame(module.parallel_env(**kwargs))
 
 
 def _import(key: str, name: str):
-    """Import the module `name` that `key` asks for."""
+    """Import the module `name`, which `key` asks for."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        missing = error.name or ""
         package, _, leaf = name.rpartition(".")
-        if package and missing == name:
+        if package and error.name == name:
             siblings = [module.name for module in pkgutil.iter_modules(getattr(sys.modules[package], "__path__", ()))]
             reason = f"{package} has no module {leaf!r}{_near(leaf, siblings)}"
-        elif missing in PIP_PACKAGES:
-            reason = f"the package {missing} is not installed; run: pip install -c requirements.txt {missing}"
-        elif isinstance(error, ModuleNotFoundError):
-            reason = f"{error}{_near(missing, PIP_PACKAGES)}; install the package that has it, or put it on PYTHONPATH"
+        elif error.name in PIP_PACKAGES:
+            reason = f"the package {error.name} is not installed; run: pip install -c requirements.txt {error.name}"
         else:
-            reason = f"importing {name} failed: {error}"
+            near = _near(name, PIP_PACKAGES)
+            reason = f"cannot import {name}{near}: {error}; install what is missing, or put it on PYTHONPATH"
         raise UserError(f"env_args.key={key!r}: {reason}") from error
 
 
 def _near(name: str, choices: Iterable[str]) -> str:
-    """What was perhaps meant, for the middle of a message; empty where nothing comes near."""
+    """What was perhaps meant, for the middle of a message; empty if nothing comes near."""
     near = get_close_matches(name, choices, n=3)
     return f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -53,8 +53,9 @@ class StarCraft2Env(MultiAgentEnv):
         smac = load_smac()
         find_map(game, map_name, smac.map_files)
         known = inspect.signature(smac.env_class).parameters
-        for key in env_args.keys() - known.keys():
-            raise UserError(f"env_args.{key}: SMAC has no such argument{_did_you_mean(key, known)}")
+        unknown = sorted(env_args.keys() - known.keys())
+        if unknown:
+            raise UserError(f"env_args.{unknown[0]}: SMAC has no such argument{_did_you_mean(unknown[0], known)}")
         if "difficulty" in env_args:  # SMAC's levels are named "1" to "9" and "A"; a command line makes 7 a number
             env_args["difficulty"] = str(env_args["difficulty"])
         self.map_name = map_name
@@ -158,9 +159,10 @@ def load_smac() -> Smac:
             f"the package smac (StarCraft Multi-Agent Challenge) is not installed in {sys.prefix}; {REMEDY}"
         )
     folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    place = folders[0] if folders else spec.origin
     if not any((folder / "env" / "starcraft2").is_dir() for folder in folders):
         raise UserError(
-            f"the package smac in {spec.origin} is not the StarCraft Multi-Agent Challenge (has no env/starcraft2): "
+            f"the package smac in {place} is not the StarCraft Multi-Agent Challenge (has no env/starcraft2): "
             f"PyPI's smac is AutoML's SMAC3, of the same name; `pip uninstall smac`, then {REMEDY}"
         )
     s2clientprotocol_compat.install()
@@ -170,7 +172,7 @@ def load_smac() -> Smac:
         names = importlib.import_module("smac.env.starcraft2.maps.smac_maps").get_smac_map_registry()
         maps = importlib.import_module("pysc2.maps")
     except ImportError as error:
-        raise UserError(f"the package smac in {spec.origin} does not load: {error}; {REMEDY}") from error
+        raise UserError(f"the package smac in {place} does not load: {error}; {REMEDY}") from error
     return Smac(env_class, {name: maps.get(name).path for name in names})
 
 

@@ -5,6 +5,7 @@ Legend: E environments, N agents, A actions, O observation size, S state size.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ class SerialVectorEnv(VectorEnv):
         rewards, terminated, truncated, infos, final, following = [], [], [], [], [], []
         for env, joint_action in zip(self.envs, actions.cpu().numpy(), strict=True):
             reward, done, info = env.step(joint_action)
-            timed_out = bool(info.pop("episode_limit", False))
+            timed_out = bool(info.get("episode_limit", False))
             seen = self._observe(env)
             final.append(seen)
             if done:
@@ -112,8 +113,8 @@ class SerialVectorEnv(VectorEnv):
             terminated.append(done and not timed_out)
             truncated.append(done and timed_out)
             infos.append(info)
-        keys = {key for info in infos for key in info}
-        stacked_info = {key: self._tensor([float(info.get(key, 0)) for info in infos], np.float32) for key in keys}
+        keys = dict.fromkeys(key for info in infos for key, value in info.items() if isinstance(value, Number))
+        stacked_info = {key: self._tensor([info.get(key, 0) for info in infos], np.float32) for key in keys}
         stacked_info["episode_limit"] = self._tensor(truncated, np.float32)
         return VectorStep(
             reward=self._tensor(rewards, np.float32),
@@ -136,7 +137,8 @@ class SerialVectorEnv(VectorEnv):
 
     @staticmethod
     def _observe(env: MultiAgentEnv) -> tuple[Any, Any, Any]:
-        return env.get_obs(), env.get_state(), env.get_avail_actions()
+        # Copies: an environment may return its own buffers and overwrite them at its next reset.
+        return np.array(env.get_obs()), np.array(env.get_state()), np.array(env.get_avail_actions())
 
     def _stack(self, seen: list[tuple[Any, Any, Any]]) -> Observation:
         obs, state, avail = zip(*seen, strict=True)
@@ -168,7 +170,7 @@ class SingleEnv(MultiAgentEnv):
         return self.get_obs(), self.get_state()
 
     def step(self, actions) -> tuple[float, bool, dict]:
-        joint_action = torch.as_tensor(np.asarray(actions), dtype=torch.int64).reshape(1, self.n_agents)
+        joint_action = torch.as_tensor([[int(action) for action in actions]], dtype=torch.int64)
         step = self.vector_env.step(joint_action)
         done = bool(step.terminated[0] | step.truncated[0])
         self._seen = step.final
@@ -197,6 +199,9 @@ class SingleEnv(MultiAgentEnv):
 
     def get_stats(self) -> dict:
         return self.vector_env.get_stats()
+
+    def save_replay(self):
+        self.vector_env.save_replay()
 
     def close(self) -> None:
         self.vector_env.close()

@@ -22,3 +22,8 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean of `values` where `mask` is 1. Both have the same shape; what stands where the mask is 0 has no effect."""
     check_same_shape(values=values, mask=mask)
     return torch.where(mask.bool(), values, 0.0).sum() / mask.sum()
+
+
+def masked_std(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Standard deviation (of the population) of `values` where `mask` is 1. Both have the same shape."""
+    return masked_mean((values - masked_mean(values, mask)) ** 2, mask).sqrt()

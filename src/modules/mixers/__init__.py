@@ -11,7 +11,8 @@ from modules.mixers.qmix import QMixer
 from modules.mixers.vdn import VDNMixer
 from utils.shapes import check_shape
 
-REGISTRY = {"vdn": VDNMixer, "qmix": QMixer}
+# Each is called with the run's args.
+REGISTRY = {"vdn": lambda args: VDNMixer(), "qmix": QMixer}
 
 
 def counterfactual_q_tot(

@@ -1,0 +1,191 @@
+"""Q-learning with a mixer: IQL (no mixer), VDN, QMIX.
+
+Legend: B episodes, T steps, N agents, A actions, S state. X is 1 with a mixer and N without one.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from modules.mixers import REGISTRY as mixer_REGISTRY
+from objectives.td import lambda_targets, td_loss
+from utils.networks import NonFiniteError, blend, copy_state, unroll
+from utils.registry import resolve
+from utils.shapes import masked_mean
+
+
+@dataclass
+class Transitions:
+    """A batch of episodes, sliced once into steps t and what follows them."""
+
+    actions: torch.Tensor  # (B, T, N, 1)
+    reward: torch.Tensor  # (B, T, 1)
+    terminated: torch.Tensor  # (B, T, 1) 1 where the episode ended for good, so that nothing is bootstrapped
+    mask: torch.Tensor  # (B, T, 1) 1 on steps that were played
+    avail: torch.Tensor  # (B, T+1, N, A) all ones on padding, so that no maximum there is infinite
+    state: torch.Tensor  # (B, T+1, S)
+
+    @classmethod
+    def of(cls, batch) -> "Transitions":
+        filled = batch["filled"]
+        return cls(
+            actions=batch["actions"][:, :-1],
+            reward=batch["reward"][:, :-1],
+            terminated=batch["terminated"][:, :-1].float(),
+            # A step was played if the observation after it is there: right for terminated and truncated ends alike.
+            mask=filled[:, 1:].float(),
+            avail=batch["avail_actions"].masked_fill(filled.unsqueeze(-1) == 0, 1),
+            state=batch["state"],
+        )
+
+
+@dataclass
+class Objective:
+    """What one batch gives: the loss, the terms that it was made of, and statistics to log (scalar tensors)."""
+
+    loss: torch.Tensor
+    terms: dict[str, torch.Tensor]
+    stats: dict[str, torch.Tensor]
+
+
+class QLearner:
+    def __init__(self, mac, scheme, logger, args):
+        self.args = args
+        self.mac = mac
+        self.logger = logger
+        self.target_mac = copy.deepcopy(mac)
+        self.mixer: nn.Module | None = None
+        self.target_mixer: nn.Module | None = None
+        self.params = list(mac.parameters())
+        if args.mixer is not None:
+            self.mixer = resolve("mixer", args.mixer, mixer_REGISTRY)(args)
+            self.target_mixer = copy.deepcopy(self.mixer)
+            self.params += list(self.mixer.parameters())
+        if args.optimizer == "adam":
+            self.optimiser = torch.optim.Adam(self.params, lr=args.lr, eps=args.optim_eps)
+        else:
+            self.optimiser = torch.optim.RMSprop(self.params, lr=args.lr, alpha=args.optim_alpha, eps=args.optim_eps)
+        self.last_target_update_episode = 0
+        self.log_stats_t = -args.learner_log_interval - 1
+
+    def train(self, batch, t_env: int, episode_num: int) -> None:
+        """One gradient step on a batch of episodes.
+
+        Raises:
+            NonFiniteError: the loss or a gradient is not finite; nothing was changed.
+        """
+        objective = self.objective(batch)
+        self.optimiser.zero_grad()
+        # The terms are means of half squared errors; the factor makes the TD term PyMARL's squared error, so that
+        # its learning rates and gradient clip carry over.
+        (2 * objective.loss).backward()
+        grad_norm = nn.utils.clip_grad_norm_(self.params, self.args.grad_norm_clip)
+        if not torch.isfinite(grad_norm):
+            raise NonFiniteError({**objective.terms, "gradient norm": grad_norm})
+        self.optimiser.step()
+        self._update_targets(episode_num)
+        if t_env - self.log_stats_t >= self.args.learner_log_interval:
+            self.logger.log_stat("loss", 2 * objective.loss.item(), t_env)
+            self.logger.log_stat("grad_norm", grad_norm.item(), t_env)
+            for key, value in objective.stats.items():
+                self.logger.log_stat(key, value.item(), t_env)
+            self.log_stats_t = t_env
+
+    def objective(self, batch) -> Objective:
+        """TD loss of the mixed values (VDN, QMIX), or of each agent's own values (IQL)."""
+        step = Transitions.of(batch)
+        q = unroll(self.mac, batch)  # (B, T+1, N, A)
+        with torch.no_grad():
+            q_target = unroll(self.target_mac, batch)
+        chosen = q[:, :-1].gather(3, step.actions).squeeze(3)  # (B, T, N)
+        v_next = self._next_values(q, q_target, step.avail)  # (B, T, N)
+        if self.mixer is not None and self.target_mixer is not None:
+            chosen = self.mixer(chosen, step.state[:, :-1])  # (B, T, 1)
+            with torch.no_grad():
+                v_next = self.target_mixer(v_next, step.state[:, 1:])
+        target = self._targets(step, step.reward, v_next)
+        mask = step.mask.expand_as(chosen)
+        loss = td_loss(chosen, target, mask)
+        return Objective(loss, {"td_loss": loss}, self._td_stats(chosen, target, mask))
+
+    def joint_values(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The agents' values (B, T, N, A) and the value of the batch's joint actions (B, T, X), without gradient."""
+        with torch.no_grad():
+            q = unroll(self.mac, batch)
+            chosen = q.gather(3, batch["actions"]).squeeze(3)
+            return q, chosen if self.mixer is None else self.mixer(chosen, batch["state"])
+
+    def _next_values(self, q: torch.Tensor, q_target: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:
+        """max_a Q_i(s_{t+1}, a) of the target network, (B, T, N); with double-Q the online network chooses a."""
+        choosing = (q.detach() if self.args.double_q else q_target)[:, 1:]
+        best = choosing.masked_fill(avail[:, 1:] == 0, -torch.inf).argmax(dim=3, keepdim=True)
+        return q_target[:, 1:].gather(3, best).squeeze(3)
+
+    def _targets(self, step: Transitions, reward: torch.Tensor, v_next: torch.Tensor) -> torch.Tensor:
+        """TD targets (B, T, X) from rewards (B, T, 1 or X) and next values (B, T, X)."""
+        return lambda_targets(
+            reward.expand_as(v_next),
+            step.terminated.expand_as(v_next),
+            step.mask.expand_as(v_next),
+            v_next,
+            self.args.gamma,
+            self.args.td_lambda,
+        )
+
+    @staticmethod
+    def _td_stats(chosen: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {
+            "td_error_abs": masked_mean((chosen - target).abs().detach(), mask),
+            "q_taken_mean": masked_mean(chosen.detach(), mask),
+            "target_mean": masked_mean(target, mask),
+        }
+
+    def _update_targets(self, episode_num: int) -> None:
+        if self.args.target_update_tau is not None:
+            self._move_targets(self.args.target_update_tau)
+        elif (
+            self.args.target_update_interval is not None
+            and episode_num - self.last_target_update_episode >= self.args.target_update_interval
+        ):
+            self._move_targets(1.0)
+            self.last_target_update_episode = episode_num
+
+    def _move_targets(self, share: float) -> None:
+        """Let `share` of the online networks enter the target networks."""
+        for target, online in self._with_mixer(self.target_mac.agent, self.target_mixer, self.mac.agent, self.mixer):
+            blend(target, online, share)
+
+    @staticmethod
+    def _with_mixer(agent, mixer, other_agent, other_mixer) -> list[tuple[nn.Module, nn.Module]]:
+        pairs = [(agent, other_agent)]
+        return pairs if mixer is None else [*pairs, (mixer, other_mixer)]
+
+    def cuda(self) -> None:
+        self.mac.cuda()
+        self.target_mac.cuda()
+        if self.mixer is not None and self.target_mixer is not None:
+            self.mixer.cuda()
+            self.target_mixer.cuda()
+
+    def save_models(self, path: str) -> None:
+        """Write agent.th, mixer.th and opt.th as PyMARL does, and the target networks beside them."""
+        folder = Path(path)
+        self.mac.save_models(path)
+        torch.save(self.target_mac.agent.state_dict(), folder / "target_agent.th")
+        if self.mixer is not None and self.target_mixer is not None:
+            torch.save(self.mixer.state_dict(), folder / "mixer.th")
+            torch.save(self.target_mixer.state_dict(), folder / "target_mixer.th")
+        torch.save(self.optimiser.state_dict(), folder / "opt.th")
+
+    def load_models(self, path: str) -> None:
+        """Read what `save_models` or PyMARL wrote; without target networks they start as copies."""
+        folder = Path(path)
+        self.mac.load_models(path)
+        copy_state(folder / "target_agent.th", self.target_mac.agent, self.mac.agent)
+        if self.mixer is not None and self.target_mixer is not None:
+            self.mixer.load_state_dict(torch.load(folder / "mixer.th", map_location="cpu", weights_only=True))
+            copy_state(folder / "target_mixer.th", self.target_mixer, self.mixer)
+        self.optimiser.load_state_dict(torch.load(folder / "opt.th", map_location="cpu", weights_only=True))

@@ -1,0 +1,89 @@
+"""One environment, one episode at a time (PyMARL's EpisodeRunner)."""
+
+import torch
+
+from components.episode_buffer import EpisodeBatch
+from envs import REGISTRY as env_REGISTRY
+from runners.statistics import EpisodeStatistics
+from utils.registry import resolve
+
+
+class EpisodeRunner:
+    def __init__(self, args, logger):
+        if args.batch_size_run != 1:
+            raise ValueError(f"runner 'episode' steps one environment, so batch_size_run must be 1, got {args.batch_size_run}")
+        self.args = args
+        self.logger = logger
+        self.batch_size = 1
+        self.env = resolve("env", args.env, env_REGISTRY)(**args.env_args)
+        self.episode_limit = self.env.episode_limit
+        self.t = 0
+        self.t_env = 0
+        self.train_statistics = EpisodeStatistics("")
+        self.test_statistics = EpisodeStatistics("test_")
+        self.log_train_stats_t = -args.runner_log_interval - 1
+
+    def setup(self, scheme, groups, preprocess, mac) -> None:
+        self._new_batch = lambda: EpisodeBatch(
+            scheme, groups, 1, self.episode_limit + 1, preprocess=preprocess, device=self.args.device
+        )
+        self.mac = mac
+
+    def get_env_info(self) -> dict:
+        return self.env.get_env_info()
+
+    def save_replay(self) -> None:
+        self.env.save_replay()
+
+    def close_env(self) -> None:
+        self.env.close()
+
+    def reset(self) -> None:
+        self.batch = self._new_batch()
+        self.env.reset()
+        self.t = 0
+
+    @torch.no_grad()
+    def run(self, test_mode: bool = False) -> EpisodeBatch:
+        """Play one episode and return it."""
+        self.reset()
+        self.mac.init_hidden(1)
+        episode_return, done, info = 0.0, False, {}
+        while not done:
+            self.batch.update(self._observation(), ts=self.t)
+            actions = self.mac.select_actions(self.batch, t_ep=self.t, t_env=self.t_env, test_mode=test_mode)
+            reward, done, info = self.env.step(actions[0])
+            episode_return += reward
+            timed_out = self.args.bootstrap_time_limit and info.get("episode_limit", False)
+            self.batch.update(
+                {"actions": actions, "reward": [(reward,)], "terminated": [(done and not timed_out,)]},
+                ts=self.t,
+                mark_filled=False,
+            )
+            self.t += 1
+        self.batch.update(self._observation(), ts=self.t)
+        if test_mode:
+            self.test_statistics.add(episode_return, self.t, info)
+        else:
+            self.t_env += self.t
+            self.train_statistics.add(episode_return, self.t, info)
+            if self.t_env - self.log_train_stats_t >= self.args.runner_log_interval:
+                self.train_statistics.log(self.logger, self.t_env)
+                self.logger.log_stat("epsilon", self.mac.action_selector.epsilon, self.t_env)
+                self.log_train_stats_t = self.t_env
+        return self.batch
+
+    def evaluate(self, n_episodes: int) -> dict[str, float]:
+        """Play exactly `n_episodes` test episodes, log their statistics and return them."""
+        for _ in range(n_episodes):
+            self.run(test_mode=True)
+        summary = self.test_statistics.summary()
+        self.test_statistics.log(self.logger, self.t_env)
+        return summary
+
+    def _observation(self) -> dict:
+        return {
+            "state": [self.env.get_state()],
+            "avail_actions": [self.env.get_avail_actions()],
+            "obs": [self.env.get_obs()],
+        }

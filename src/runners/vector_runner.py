@@ -1,0 +1,188 @@
+"""A batch of environments that step together, without pause between episodes.
+
+An environment that ends starts its next episode at once, so E environments always work, and every episode lands whole
+in the replay. Legend: E environments, N agents.
+"""
+
+import torch
+
+from components.episode_buffer import EpisodeBatch
+from envs import make_vector_env
+from envs.vector_env import Observation, VectorEnv, VectorStep
+from runners.statistics import EpisodeStatistics
+
+
+class _Rollout:
+    """E environments, what their agents see and remember now, and how far each episode is."""
+
+    def __init__(self, env: VectorEnv, new_batch, mac, device):
+        self.env = env
+        self.mac = mac
+        self.rows = torch.arange(env.n_envs, device=device)
+        # PyMARL's controllers look at steps t and t-1 of a batch. Environments are at different steps, so the
+        # controller sees a window of two steps, and acts at its second.
+        self.window: EpisodeBatch = new_batch(env.n_envs, 2)
+        self.steps = torch.zeros(env.n_envs, dtype=torch.long, device=device)
+        self.returns = torch.zeros(env.n_envs, device=device)
+
+    def start(self) -> None:
+        """Begin a fresh episode in every environment."""
+        self.now: Observation = self.env.reset()
+        self.mac.init_hidden(self.env.n_envs)
+        self.hidden = self.mac.hidden_states
+        self.steps.zero_()
+        self.returns.zero_()
+
+    def step(self, t_env: int, test_mode: bool) -> tuple[torch.Tensor, VectorStep]:
+        """Act in all environments: the actions (E, N) and what came of them. `now` is still what was acted upon."""
+        window = self.window.data.transition_data
+        window["filled"][:, 0] = (self.steps > 0).unsqueeze(1)
+        window["filled"][:, 1] = 1
+        window["obs"][:, 1] = self.now.obs
+        window["state"][:, 1] = self.now.state
+        window["avail_actions"][:, 1] = self.now.avail
+        self.mac.hidden_states = self.hidden  # the learner uses the same controller between our steps
+        actions = self.mac.select_actions(self.window, t_ep=1, t_env=t_env, test_mode=test_mode)
+        self.hidden = self.mac.hidden_states
+        window["actions"][:, 0] = actions.unsqueeze(-1)
+        outcome = self.env.step(actions)
+        self.steps += 1
+        self.returns += outcome.reward
+        return actions, outcome
+
+    def advance(self, outcome: VectorStep, ended: torch.Tensor) -> None:
+        """Go on to the next step; `ended` (E,) bool environments begin an episode with fresh memory."""
+        self.now = outcome.next
+        if ended.any():
+            self.steps[ended] = 0
+            self.returns[ended] = 0.0
+            hidden = self.hidden.reshape(self.env.n_envs, self.env.n_agents, -1).clone()
+            self.mac.init_hidden(self.env.n_envs)
+            hidden[ended] = self.mac.hidden_states.reshape(hidden.shape)[ended]
+            self.hidden = hidden
+
+
+class VectorRunner:
+    def __init__(self, args, logger):
+        self.args = args
+        self.logger = logger
+        self.batch_size = args.batch_size_run
+        self.env = make_vector_env(args.env, self.batch_size, args.device, args.env_args)
+        self.test_env: VectorEnv | None = None
+        self.episode_limit = self.env.episode_limit
+        self.t = 0
+        self.t_env = 0
+        self.train_statistics = EpisodeStatistics("")
+        self.log_train_stats_t = -args.runner_log_interval - 1
+
+    def setup(self, scheme, groups, preprocess, mac) -> None:
+        def new_batch(batch_size: int, steps: int) -> EpisodeBatch:
+            return EpisodeBatch(scheme, groups, batch_size, steps, preprocess=preprocess, device=self.args.device)
+
+        self.mac = mac
+        self._new_batch = new_batch
+        self.open_episodes = new_batch(self.batch_size, self.episode_limit + 1)
+        self.rollout = _Rollout(self.env, new_batch, mac, self.args.device)
+        self.reset()
+
+    def get_env_info(self) -> dict:
+        return self.env.get_env_info()
+
+    def save_replay(self) -> None:
+        (self.test_env or self.env).save_replay()
+
+    def close_env(self) -> None:
+        self.env.close()
+        if self.test_env is not None:
+            self.test_env.close()
+
+    def reset(self) -> None:
+        """Drop the open episodes and start new ones. `run` never does this by itself."""
+        self.open_episodes.data.transition_data["filled"].zero_()
+        with torch.no_grad():
+            self.rollout.start()
+
+    @torch.no_grad()
+    def run(self, test_mode: bool = False) -> EpisodeBatch:
+        """Step all environments until at least one episode ends; returns the episodes that ended, whole.
+
+        Tests are played by `evaluate`, in environments of their own.
+        """
+        if test_mode:
+            raise ValueError("the vector runner evaluates by evaluate(n_episodes), not by run(test_mode=True)")
+        rollout, store = self.rollout, self.open_episodes.data.transition_data
+        while True:
+            at = (rollout.rows, rollout.steps.clone())
+            seen = rollout.now
+            actions, outcome = rollout.step(self.t_env, test_mode=False)
+            ended = outcome.terminated | outcome.truncated
+            store["obs"][at] = seen.obs
+            store["state"][at] = seen.state
+            store["avail_actions"][at] = seen.avail
+            store["actions"][at] = actions.unsqueeze(-1)
+            store["reward"][at] = outcome.reward.unsqueeze(-1)
+            terminal = outcome.terminated if self.args.bootstrap_time_limit else ended
+            store["terminated"][at] = terminal.unsqueeze(-1).to(torch.uint8)
+            store["filled"][at] = 1
+            self.t_env += self.batch_size
+            finished = self._finish(ended, outcome) if ended.any() else None
+            rollout.advance(outcome, ended)
+            if finished is not None:
+                break
+        if self.t_env - self.log_train_stats_t >= self.args.runner_log_interval:
+            self.train_statistics.log(self.logger, self.t_env)
+            self.logger.log_stat("epsilon", self.mac.action_selector.epsilon, self.t_env)
+            self.log_train_stats_t = self.t_env
+        return finished
+
+    @torch.no_grad()
+    def evaluate(self, n_episodes: int) -> dict[str, float]:
+        """Play exactly `n_episodes` test episodes, log their statistics and return them.
+
+        Every environment plays a fixed share of them: taking the first that end would favour short episodes.
+        """
+        if self.test_env is None:
+            n_envs = min(self.batch_size, n_episodes)
+            env_args = {**self.args.env_args, "seed": self.args.seed + self.batch_size}  # no training battle again
+            self.test_env = make_vector_env(self.args.env, n_envs, self.args.device, env_args)
+        n_envs = self.test_env.n_envs
+        rollout = _Rollout(self.test_env, self._new_batch, self.mac, self.args.device)
+        rollout.start()
+        remaining = [n_episodes // n_envs + (e < n_episodes % n_envs) for e in range(n_envs)]
+        statistics = EpisodeStatistics("test_")
+        while any(remaining):
+            _, outcome = rollout.step(self.t_env, test_mode=True)
+            ended = outcome.terminated | outcome.truncated
+            for e in ended.nonzero().flatten().tolist():
+                if remaining[e] > 0:
+                    remaining[e] -= 1
+                    self._count(statistics, rollout, e, outcome)
+            rollout.advance(outcome, ended)
+        summary = statistics.summary()
+        statistics.log(self.logger, self.t_env)
+        return summary
+
+    def _finish(self, ended: torch.Tensor, outcome: VectorStep) -> EpisodeBatch:
+        """Take the episodes `ended` (E,) bool out of the open ones, with their final observations."""
+        rollout, store = self.rollout, self.open_episodes.data.transition_data
+        at = (rollout.rows[ended], rollout.steps[ended])
+        store["obs"][at] = outcome.final.obs[ended]
+        store["state"][at] = outcome.final.state[ended]
+        store["avail_actions"][at] = outcome.final.avail[ended]
+        store["filled"][at] = 1
+        for key in ("actions", "reward", "terminated"):
+            store[key][at] = 0
+        rows = at[0].tolist()
+        for e in rows:
+            self._count(self.train_statistics, rollout, e, outcome)
+        batch = self.open_episodes[rows, :]
+        # Behind the end, slots still hold their previous episode; padding is zero, as in PyMARL.
+        for value in batch.data.transition_data.values():
+            value *= batch["filled"].reshape(*batch["filled"].shape[:2], *(1,) * (value.dim() - 2)).to(value.dtype)
+        store["filled"][rows] = 0
+        return batch
+
+    @staticmethod
+    def _count(statistics: EpisodeStatistics, rollout: _Rollout, e: int, outcome: VectorStep) -> None:
+        info = {key: float(value[e]) for key, value in outcome.info.items()}
+        statistics.add(float(rollout.returns[e]), int(rollout.steps[e]), info)

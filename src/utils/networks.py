@@ -1,0 +1,44 @@
+"""Helpers around networks that several learners share."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is NaN or infinite. `terms` are the parts it was made of, `culprit` the first bad one."""
+
+    def __init__(self, terms: dict[str, torch.Tensor]):
+        self.terms = {name: float(value) for name, value in terms.items()}
+        bad = [name for name, value in terms.items() if not torch.isfinite(value).all()]
+        self.culprit = bad[0] if bad else "unknown"
+        super().__init__(f"{self.culprit} is {self.terms.get(self.culprit)}; terms: {self.terms}")
+
+
+def unroll(mac, batch) -> torch.Tensor:
+    """The controller's outputs for every step, (B, T, N, A); controllers without `unroll` are stepped."""
+    if hasattr(mac, "unroll"):
+        return mac.unroll(batch)
+    mac.init_hidden(batch.batch_size)
+    return torch.stack([mac.forward(batch, t=t) for t in range(batch.max_seq_length)], dim=1)
+
+
+@torch.no_grad()
+def blend(target: nn.Module, source: nn.Module, share: float) -> None:
+    """target <- (1 - share) target + share source; a share of 1 copies."""
+    if share == 1.0:
+        target.load_state_dict(source.state_dict())
+        return
+    for mine, theirs in zip(target.parameters(), source.parameters(), strict=True):
+        mine.lerp_(theirs, share)
+    for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+def copy_state(path: Path, target: nn.Module, source: nn.Module) -> None:
+    """Load `target` from the file, or from `source` if there is no such file."""
+    if path.exists():
+        target.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    else:
+        target.load_state_dict(source.state_dict())
