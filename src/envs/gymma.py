@@ -83,8 +83,8 @@ class GymmaEnv(MultiAgentEnv):
         ):
             if wrong := [agent for agent in range(self.n_agents) if not good(found[agent])]:
                 raise UserError(
-                    f"env_args.key={key!r}: the {kind} space of agent {wrong[0]} is {found[wrong[0]]}, and it must be "
-                    f"{wanted}; choose such a variant of the environment by its id or by env_args.kwargs"
+                    f"env_args.key={key!r}: the {kind} space of agent {wrong[0]} is {type(found[wrong[0]]).__name__}, "
+                    f"and it must be {wanted}; choose such a variant by the environment's id or by env_args.kwargs"
                 )
         self._action_counts = [int(space.n) for space in self._game.action_spaces]
         self._action_starts = np.array([int(space.start) for space in self._game.action_spaces])
@@ -172,8 +172,8 @@ class _TupleGame:
         for kind, space in (("action", env.action_space), ("observation", env.observation_space)):
             if not isinstance(space, spaces.Tuple):
                 raise UserError(
-                    f"env_args.key={key!r}: the {kind} space is {space}, of a single agent; choose an environment "
-                    f"whose spaces are Tuple, with one entry per agent"
+                    f"env_args.key={key!r}: the {kind} space is {type(space).__name__}, that of a single agent; choose "
+                    f"an environment whose spaces are Tuple, with one entry per agent"
                 )
         self.env = env
         self.action_spaces = list(env.action_space)
