@@ -2,6 +2,7 @@
 
 import torch
 
+from utils.rl_utils import build_td_lambda_targets
 from utils.shapes import check_same_shape, masked_mean
 
 
@@ -36,14 +37,8 @@ def lambda_targets(
     check_same_shape(reward=reward, terminated=terminated, mask=mask, v_next=v_next)
     if td_lambda == 0:
         return one_step_targets(reward, terminated, v_next, gamma)
-    discount = gamma * (1 - terminated)
-    returns = torch.empty_like(v_next)
-    following = v_next[:, -1]
-    for t in reversed(range(v_next.shape[1])):
-        if t + 1 < v_next.shape[1]:
-            following = torch.where(mask[:, t + 1] > 0, returns[:, t + 1], v_next[:, t])
-        returns[:, t] = reward[:, t] + discount[:, t] * ((1 - td_lambda) * v_next[:, t] + td_lambda * following)
-    return returns
+    values = torch.cat([v_next[:, :1], v_next], dim=1)  # the function reads the values after step 0
+    return build_td_lambda_targets(reward, terminated, mask, values, v_next.shape[2], gamma, td_lambda)
 
 
 def td_loss(q: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

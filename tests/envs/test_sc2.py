@@ -10,7 +10,7 @@ import pytest
 import yaml
 from google.protobuf import descriptor_pb2
 
-from envs import sc2, s2clientprotocol_compat
+from envs import s2clientprotocol_compat, sc2
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,22 +97,39 @@ def test_a_missing_package_is_named(game, monkeypatch):
     assert "--env-config=smax" in text
 
 
-def test_automl_smac_is_recognised(game, tmp_path, monkeypatch):
-    (tmp_path / "site/smac/facade").mkdir(parents=True)
-    (tmp_path / "site/smac/__init__.py").write_text("raise AssertionError('nothing of the wrong package may run')")
-    hide_modules(monkeypatch, "smac")
+@pytest.fixture
+def other_smac(tmp_path, monkeypatch):
+    """Puts a package named smac, of these files, before any other for the length of a test. Returns its folder."""
+    folder = tmp_path / "site/smac"
     monkeypatch.syspath_prepend(tmp_path / "site")
+
+    def make(files: dict[str, str]) -> Path:
+        for name, source in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(source)
+        return folder
+
+    loaded = forget("smac")
+    yield make
+    forget("smac")
+    sys.modules.update(loaded)
+
+
+def forget(package: str) -> dict:
+    """Take a package out of Python's memory, so that it is searched for anew. Returns the modules taken."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if f"{name}.".startswith(f"{package}.")}
+
+
+def test_automl_smac_is_recognised(game, other_smac):
+    folder = other_smac({"__init__.py": "raise AssertionError('nothing of it may run')", "facade/__init__.py": ""})
     text = message(**ENV_ARGS)
-    assert str(tmp_path / "site/smac") in text
+    assert str(folder) in text
     assert "AutoML" in text
     assert "pip uninstall smac" in text
 
 
-def test_a_package_that_smac_lacks_is_named(game, tmp_path, monkeypatch):
-    (tmp_path / "site/smac/env/starcraft2").mkdir(parents=True)
-    (tmp_path / "site/smac/env/__init__.py").write_text("import no_such_package")
-    hide_modules(monkeypatch, "smac")
-    monkeypatch.syspath_prepend(tmp_path / "site")
+def test_a_package_that_smac_lacks_is_named(game, other_smac):
+    other_smac({"__init__.py": "", "env/__init__.py": "import no_such_package", "env/starcraft2/__init__.py": ""})
     assert "does not load: No module named 'no_such_package'" in message(**ENV_ARGS)
 
 
@@ -135,12 +152,6 @@ def test_an_unknown_map_names_the_nearest(scripted):
 
 def test_an_unknown_argument_names_the_nearest(scripted):
     assert "env_args.step_mull: SMAC has no such argument (did you mean 'step_mul'?)" in message(step_mull=4)
-
-
-def hide_modules(monkeypatch, package: str) -> None:
-    """Forget a package that may have been imported already, so that the next import searches again."""
-    for name in [name for name in sys.modules if name == package or name.startswith(package + ".")]:
-        monkeypatch.delitem(sys.modules, name)
 
 
 # What the adapter changes
@@ -205,7 +216,7 @@ def test_old_generated_messages_are_rebuilt(tmp_path, monkeypatch):
     assert team_pb2.Team.FromString(packed).units[0].health == 45
     assert unit_pb2.Terran == unit_pb2.Race.Value("Terran") == 1
     assert importlib.import_module("old_protocol.new_pb2").loaded_by_python
-    hide_modules(monkeypatch, "old_protocol")
+    forget("old_protocol")
 
 
 # Real SMAC and pysc2 on the stand-in game
@@ -308,7 +319,7 @@ def test_a_killed_game_is_an_error_and_the_next_episode_plays(make_env):
 
 @needs_smac
 def test_a_renderer_that_does_not_load_is_named(make_env, monkeypatch):
-    hide_modules(monkeypatch, "smac.env.starcraft2.render")
+    forget("smac.env.starcraft2.render")
     monkeypatch.setitem(sys.modules, "pygame", None)
     with pytest.raises(UserError, match="renderer does not load here"):
         make_env().render()

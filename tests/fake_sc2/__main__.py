@@ -24,7 +24,7 @@ from s2clientprotocol import sc2api_pb2 as sc_pb  # noqa: E402 (after the hook t
 
 STOP, MOVE, ATTACK = 4, 16, 23  # ability ids
 WEBSOCKET_KEY = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455
-CLOSE, PING, PONG, BINARY = 8, 9, 10, 2  # websocket opcodes
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10  # websocket opcodes
 
 
 class Game:
@@ -141,7 +141,7 @@ def receive(reader, writer) -> bytes:
             raise EOFError
         if opcode & 15 == PING:
             send(writer, payload, PONG)
-        elif opcode & 15 == BINARY:
+        elif opcode & 15 in (TEXT, BINARY):  # the client calls its messages text
             return payload
 
 

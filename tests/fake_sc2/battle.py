@@ -12,7 +12,7 @@ SIZE = 32  # width and height of the field
 HEALTH = 45
 DAMAGE = 6
 REACH = 5.75  # distance between the centres of two marines at which they can shoot
-COOLDOWN = 13.6  # frames between two shots
+COOLDOWN = {1: 13.6, 2: 27.2}  # by owner, frames between two shots; slow enemies let a simple player win
 SPEED = 3.15 / 22.4  # distance walked in a frame
 RADIUS = 0.375
 RESPAWN = 2  # frames between the last death and the next battle
@@ -89,7 +89,7 @@ class Battle:
         if _distance(unit, foe.x, foe.y) > REACH:
             self._walk(unit, foe.x, foe.y)
         elif unit.cooldown == 0:
-            unit.cooldown = COOLDOWN + self.random.uniform(-1, 2)
+            unit.cooldown = COOLDOWN[unit.owner] + self.random.uniform(-1, 2)
             foe.health -= DAMAGE
 
     @staticmethod

@@ -1,0 +1,546 @@
+"""The configuration: merged from yaml files and the command line, checked as a whole, then frozen.
+
+Values have one home, the yaml files; types, ranges and allowed values have theirs here. `load` gives a plain nested
+dict and `freeze` turns it into the `args` that every class is called with.
+"""
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from difflib import SequenceMatcher, get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+FOLDER = Path(__file__).resolve().parent
+COMMAND_LINE = "command line"
+FLAGS = {"config": "algs", "env-config": "envs"}  # what each flag names: a file of this folder
+
+
+class ConfigError(Exception):
+    """The configuration is wrong: one line with the key, its value, where it was set, and the remedy."""
+
+
+# --- types, ranges and allowed values
+
+
+class Section(BaseModel):
+    """The keys of one block, all of them required: what is left out here is a value, and values live in yaml."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _check_name(name: str) -> str:
+    if name.lower() in ("none", "null") or not re.fullmatch(r"[^\W\d]\w*((\.[^\W\d]\w*)*:[^\W\d]\w*)?", name):
+        raise ValueError("not a name")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_check_name), Field(description="a name or package.module:ClassName")]
+FileName = Annotated[str, Field(pattern=r"^[\w.-]+$", description="text of letters, digits and . _ -")]
+Filled = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, le=2_000_000_000)]  # environments count up from it, in 32 bits
+Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Run(Section):
+    """The top level."""
+
+    name: FileName
+    label: str
+    seed: Seed
+    t_max: Count
+    use_cuda: bool
+    require_cuda: bool
+    torch_threads: Natural
+    local_results_path: Filled
+    env: Name
+    runner: Name
+    batch_size_run: Count
+    bootstrap_time_limit: bool
+    test_nepisode: Count
+    test_interval: Count
+    test_greedy: bool
+    log_interval: Count
+    runner_log_interval: Count
+    learner_log_interval: Count
+    use_tensorboard: bool
+    plot: bool
+    save_model: bool
+    save_model_interval: Count
+    checkpoint_path: str
+    load_step: Natural
+    evaluate: bool
+    save_replay: bool
+    buffer_size: Count
+    buffer_cpu_only: bool
+    batch_size: Count
+    updates_per_episode: Positive
+    gamma: Decay
+    lr: Positive
+    critic_lr: Positive
+    optimizer: Literal["rmsprop", "adam"]
+    optim_alpha: Decay
+    optim_eps: Positive
+    grad_norm_clip: Positive
+    mac: Name
+    agent: Name
+    rnn_hidden_dim: Count
+    obs_agent_id: bool
+    obs_last_action: bool
+    agent_output_type: Literal["q", "pi_logits"]
+    action_selector: Name
+    epsilon_start: Share
+    epsilon_finish: Share
+    epsilon_anneal_time: Count
+    learner: Name
+    mixer: Name | None
+    double_q: bool
+    td_lambda: Share
+    target_update_interval: Count | None
+    target_update_tau: PositiveShare | None
+    mixing_embed_dim: Count
+    hypernet_layers: Annotated[int, Field(ge=1, le=2)]
+    hypernet_embed: Count
+    repeat_id: int
+
+
+class Conservative(Section):
+    alpha_independent: NonNegative
+    alpha_cooperative: NonNegative
+    op: Literal["lse", "max"]
+    temperature: Positive
+
+
+class Gate(Section):
+    mode: Literal["direct", "hard", "lagrange", "fixed", "none"]
+    acts_on: Literal["loss", "penalty"]
+    joint: Literal["auto", "max", "cf"]
+    p: Positive
+    eps: Positive
+    ema: Decay
+    floor: Annotated[float, Field(ge=0, lt=0.5)]
+    weight_independent: Share
+    eta: Positive
+    l_max: Positive
+
+
+class Munchausen(Section):
+    source: Literal["alternative", "none"]
+    alpha: Share
+    tau: Positive
+    l0: Annotated[float, Field(le=0)]
+    bootstrap: Literal["soft", "hard"]
+    alternative_ema: PositiveShare
+
+
+class Smax(Section):
+    map_name: Filled
+    seed: Seed | None
+    reward_scale: Positive
+    time_limit: Count | None
+    scale_state: bool
+    see_enemy_actions: bool
+    walls_cause_death: bool
+    attack_mode: Literal["closest", "random"]
+
+
+class MatrixGames(Section):
+    game: Filled
+    k: Annotated[float, Field(le=0)]
+    repeats: Count | None
+    seed: Seed | None
+
+
+class Gymma(Section):
+    key: Filled
+    time_limit: Count
+    seed: Seed | None
+    kwargs: dict[str, Any]
+
+
+class StarCraft2(Section):
+    continuing_episode: bool
+    difficulty: Literal["1", "2", "3", "4", "5", "6", "7", "8", "9", "A"] | Annotated[int, Field(ge=1, le=9)]
+    game_version: Filled | None
+    map_name: Filled
+    move_amount: Positive
+    obs_all_health: bool
+    obs_instead_of_state: bool
+    obs_last_action: bool
+    obs_own_health: bool
+    obs_pathing_grid: bool
+    obs_terrain_height: bool
+    obs_timestep_number: bool
+    reward_death_value: NonNegative
+    reward_defeat: float
+    reward_negative_scale: NonNegative
+    reward_only_positive: bool
+    reward_scale: bool
+    reward_scale_rate: Positive
+    reward_sparse: bool
+    reward_win: float
+    replay_dir: str
+    replay_prefix: str
+    state_last_action: bool
+    state_timestep_number: bool
+    step_mul: Count
+    seed: Seed | None
+    heuristic_ai: bool
+    heuristic_rest: bool
+    debug: bool
+
+
+BLOCKS: dict[str, type[Section]] = {"conservative": Conservative, "gate": Gate, "munchausen": Munchausen}
+# The blocks that each learner of this project reads; plug-ins may have any.
+LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {"q_learner": (), "greedy_q_learner": tuple(BLOCKS)}
+ENV_ARGS: dict[str, type[Section]] = {"smax": Smax, "matrix_games": MatrixGames, "gymma": Gymma, "sc2": StarCraft2}
+TOP_LEVEL = (*Run.model_fields, *BLOCKS, "env_args", "plugin")
+
+
+def allowed(model: type[Section], key: str, null: str = "null") -> str:
+    """In words, what `key` may be."""
+    return ", or ".join(_in_words(option, null) for option in _options(model, key))
+
+
+def _options(model: type[Section], key: str) -> list[dict]:
+    spec = model.model_json_schema()["properties"][key]
+    return spec.get("anyOf", [spec])
+
+
+def _in_words(spec: dict, null: str) -> str:
+    if "description" in spec:
+        return spec["description"]
+    if "enum" in spec:
+        return "one of " + ", ".join(spec["enum"])
+    if spec["type"] not in ("integer", "number"):
+        texts = {"boolean": "True or False", "string": "text", "object": "a block of keys", "null": null}
+        return ("non-empty " if spec.get("minLength") else "") + texts[spec["type"]]
+    noun = "an integer" if spec["type"] == "integer" else "a number"
+    least, above = spec.get("minimum"), spec.get("exclusiveMinimum")
+    most, below = spec.get("maximum"), spec.get("exclusiveMaximum")
+    low = f"[{least:g}" if least is not None else f"({above:g}" if above is not None else ""
+    high = f"{most:.10g}]" if most is not None else f"{below:g})" if below is not None else ""
+    if low and high:
+        return f"{noun} in {low}, {high}"
+    bounds = {">=": least, ">": above, "<=": most, "<": below}
+    return " ".join([noun, *(f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None)])
+
+
+# --- reading files
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses what PyYAML takes silently: a key that is given twice, and keys that are not text."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "that is a list or block"
+                raise yaml.MarkedYAMLError(problem=f"the key {shown} is not text", problem_mark=key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def config_files(kind: str) -> dict[str, Path]:
+    """The files of this folder by name; `kind` is algs or envs."""
+    return {path.stem: path for path in sorted((FOLDER / kind).glob("*.yaml"))}
+
+
+def shown(path: Path) -> str:
+    """How messages name a file: one of this project from the project's root, others as they were given."""
+    return str(path.relative_to(FOLDER.parents[1])) if path.is_relative_to(FOLDER) else str(path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a yaml file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not yaml, or does not hold keys with values.
+    """
+    try:
+        content = yaml.load(path.read_bytes(), Loader=_StrictLoader)
+    except OSError as error:
+        raise ConfigError(f"{shown(path)}: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{shown(path)}{line}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{shown(path)}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{shown(path)}:1: expected lines of the form `key: value`, found {content!r:.40}")
+    return content
+
+
+def _find_file(flag: str, name: str | None) -> Path:
+    """The file that `--flag=name` stands for: one of this folder, or a yaml file of the user's own."""
+    files = config_files(FLAGS[flag])
+    choices = f"available: {', '.join(files)}, or the path of a yaml file of your own"
+    if name is None:
+        raise ConfigError(f"--{flag} is missing: give --{flag}=NAME; {choices}")
+    if name in files:
+        return files[name]
+    if name.endswith(".yaml") and Path(name).exists():
+        return Path(name)
+    near = [f"--{other}={name}" for other, kind in FLAGS.items() if name in config_files(kind)]
+    near = near or get_close_matches(Path(name).stem, files, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise ConfigError(f"--{flag}={name}: there is no such config{hint}; {choices}")
+
+
+# --- merging and checking
+
+
+def load(alg: str | None, env: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The checked configuration of a run: defaults < environment < algorithm < overrides.
+
+    Args:
+        alg: what --config names: a file in algs/ without its ending, or the path of a yaml file.
+        env: what --env-config names, likewise in envs/.
+        overrides: nested dict of the command line's `key=value` and `block.key=value`.
+
+    Raises:
+        ConfigError: anything is wrong with them.
+    """
+    draft = _Draft()
+    for path in (FOLDER / "default.yaml", _find_file("env-config", env), _find_file("config", alg)):
+        draft.merge(read_yaml(path), shown(path))
+    draft.merge(overrides, COMMAND_LINE)
+    draft.check(Path(str(alg)).stem)
+    config = draft.config
+    if config["env_args"].get("seed") is None:
+        config["env_args"]["seed"] = config["seed"]
+    return config
+
+
+class _Draft:
+    """A configuration that is being merged and checked; it remembers who set each key."""
+
+    def __init__(self):
+        self.config: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+
+    def merge(self, updates: Mapping, source: str) -> None:
+        self._merge(self.config, updates, source, "")
+
+    def _merge(self, config: dict, updates: Mapping, source: str, prefix: str) -> None:
+        for key, value in updates.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{prefix}{key!r} ({source}): a key must be text")
+            self.sources[prefix + key] = source
+            if not isinstance(value, Mapping):
+                config[key] = copy.deepcopy(value)
+                continue
+            if not isinstance(config.get(key), dict):
+                config[key] = {}
+            self._merge(config[key], value, source, f"{prefix}{key}.")
+
+    def refuse(self, message: str, *keys: str) -> NoReturn:
+        found = [f"{key}={self[key]!r} ({self.sources[key]})" for key in keys]
+        raise ConfigError(f"{' and '.join(found)}: {message}")
+
+    def __getitem__(self, dotted: str) -> Any:
+        value: Any = self.config
+        for part in dotted.split("."):
+            value = value[part]
+        return value
+
+    def check(self, alg: str) -> None:
+        blocks = {name: self.config[name] for name in (*BLOCKS, "env_args", "plugin") if name in self.config}
+        self._check_section("", Run, {key: value for key, value in self.config.items() if key not in blocks})
+        for name, block in blocks.items():
+            if not isinstance(block, dict):
+                self.refuse(f"{name} is a block of keys, set one by one as {name}.KEY=VALUE", name)
+        self._check_blocks(alg)
+        if env_model := self._env_model():
+            self._check_section("env_args.", env_model, self.config["env_args"])
+        for key in self.config["plugin"]:
+            if key in TOP_LEVEL:
+                self.refuse(f"{key} is a key of the project; set {key} itself, or rename yours", f"plugin.{key}")
+            if not key.isidentifier() or key.startswith("_") or hasattr(Args, key):
+                self.refuse("not a name that args can have; rename it", f"plugin.{key}")
+        for message, *keys in _conflicts(self.config):
+            self.refuse(message, *keys)
+
+    def _env_model(self) -> type[Section] | None:
+        """What env_args must hold; None for environments that are not of this project."""
+        return ENV_ARGS.get(self.config["env"])
+
+    def _check_blocks(self, alg: str) -> None:
+        learner = self.config["learner"]
+        used = LEARNER_BLOCKS.get(learner)
+        for name, model in BLOCKS.items():
+            owners = [file for file, path in config_files("algs").items() if name in read_yaml(path)]
+            if name in self.config:
+                if used is not None and name not in used:
+                    first = ".".join([name, *list(self.config[name])[:1]])
+                    message = f"config {alg} (learner {learner}) has no block {name}"
+                    self.refuse(f"{message}; available with {', '.join(owners)}", first)
+                self._check_section(f"{name}.", model, self.config[name])
+            elif name in (used or ()):
+                start = " or ".join(f"--config={owner}" for owner in owners)
+                self.refuse(f"needs the block {name}; start from {start}", "learner")
+
+    def _check_section(self, prefix: str, model: type[Section], values: dict) -> None:
+        try:
+            model.model_validate(values)
+        except ValidationError as error:
+            # An unknown key first: a misspelt key is also missing under its right name.
+            first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+            key = str(first["loc"][0])
+            if first["type"] == "extra_forbidden":
+                self._refuse_unknown(prefix, key, model)
+            if first["type"] == "missing":
+                owner = f"env {self.config['env']}" if prefix == "env_args." else f"learner {self.config['learner']}"
+                raise ConfigError(
+                    f"{prefix}{key} is missing: {owner} needs it, {allowed(model, key)}; "
+                    f"the files in {shown(FOLDER)} show all keys"
+                ) from None
+            source = self.sources[prefix + key]
+            null = "None" if source == COMMAND_LINE else "null"
+            hint = _hint(prefix + key, values[key], _options(model, key), source)
+            self.refuse(f"expected {allowed(model, key, null)}{hint}", prefix + key)
+
+    def _refuse_unknown(self, prefix: str, key: str, model: type[Section]) -> NoReturn:
+        """The nearest known key, in this block or another, is the likeliest remedy."""
+        sections: dict[str, type[Section] | None] = {f"{name}.": block for name, block in BLOCKS.items()}
+        sections |= {"": Run, "env_args.": self._env_model()}
+        known = [(other, name) for other, section in sections.items() if section for name in section.model_fields]
+        known += [("", name) for name in (*BLOCKS, "env_args", "plugin")]
+
+        def likeness(candidate: tuple[str, str]) -> float:
+            other, name = candidate
+            return SequenceMatcher(None, key.lower(), name).ratio() + (0.05 if other == prefix else 0.0)
+
+        best = max(known, key=likeness)
+        problem = f"env {self.config['env']} has no such key" if prefix == "env_args." else "unknown key"
+        if likeness(best) > 0.75:
+            remedy = f"did you mean {''.join(best)}?"
+        elif prefix:
+            remedy = f"{prefix.rstrip('.')} has {', '.join(model.model_fields)}"
+        else:
+            remedy = f"docs/configuration.md has all keys; those of your own classes go below plugin, as plugin.{key}"
+        self.refuse(f"{problem}; {remedy}", prefix + key)
+
+
+def _hint(key: str, value: Any, options: list[dict], source: str) -> str:
+    """What the user most likely meant to write, where a notation was misread."""
+    kinds = {option.get("type") for option in options}
+    write = None
+    if isinstance(value, str):
+        word = value.lower()
+        if word in ("none", "null", "~") and "null" in kinds:
+            write = "None" if source == COMMAND_LINE else "null"
+        elif word in ("true", "false") and "boolean" in kinds:
+            write = word.capitalize()
+        elif re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", word):
+            if "integer" in kinds and float(word).is_integer():
+                write = str(int(float(word)))
+            elif "number" in kinds:  # PyYAML takes 5e-4 for text, and 5.0e-4 for a number
+                mantissa, e, exponent = word.partition("e")
+                write = str(float(mantissa)) + (f"e{int(exponent):+d}" if e else "")
+    elif isinstance(value, float) and value.is_integer() and "integer" in kinds:
+        write = str(int(value))
+    elif value is None and any("none" in option.get("enum", ()) for option in options):
+        write = "none"
+    elif "string" in kinds and value is not None and not isinstance(value, dict | list):
+        write = f"{key}='\"{value}\"'" if source == COMMAND_LINE else f'"{value}"'
+    return f"; write {write}" if write else ""
+
+
+def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """What is wrong between keys that are fine one by one: the remedy and the keys."""
+    if config["runner"] == "episode" and config["batch_size_run"] != 1:
+        message = "the episode runner has one environment; also set batch_size_run=1, or runner=vector"
+        yield message, "runner", "batch_size_run"
+    if config["buffer_size"] < config["batch_size"]:
+        yield "the replay must hold a batch; raise buffer_size or lower batch_size", "buffer_size", "batch_size"
+    if config["target_update_interval"] is not None and config["target_update_tau"] is not None:
+        message = "targets move either way, not both; set one of them to null (on the command line: None)"
+        yield message, "target_update_interval", "target_update_tau"
+    if config["epsilon_finish"] > config["epsilon_start"]:
+        yield "exploration must not grow; lower epsilon_finish", "epsilon_start", "epsilon_finish"
+    if config["learner"] == "greedy_q_learner" and config["mixer"] is None:
+        yield "the cooperative head needs a mixer; set mixer=qmix or mixer=vdn", "learner", "mixer"
+    if config["evaluate"] and not config["checkpoint_path"]:
+        yield "which model? Set checkpoint_path=results/models/<token>", "evaluate", "checkpoint_path"
+    gate = config.get("gate", {})
+    if gate.get("mode") == "lagrange" and gate.get("joint") == "max":
+        message = "a joint gap's multiplier shrinks as the data gets worse, so the gate would trust the wrong head"
+        yield f"{message}; set gate.joint=auto or gate.joint=cf", "gate.mode", "gate.joint"
+
+
+# --- the frozen configuration
+
+
+class Args:
+    """The configuration as attributes that cannot be set: `args.lr`, `args.gate.mode`, `args.env_args["map_name"]`."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> Any:  # called for missing attributes alone
+        near = get_close_matches(name, self.__dict__, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "keys of your own go below plugin in the config"
+        raise AttributeError(f"the config has no key {name!r} here; {hint}", name=name, obj=self)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"args are read-only, so {name!r} cannot be set; set it in the config")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"args are read-only, so {name!r} cannot be deleted")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Args) and self.__dict__ == other.__dict__
+
+    def __repr__(self) -> str:
+        return f"Args({self.__dict__!r})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """A plain nested dict, independent of this object."""
+        return {key: value.as_dict() if isinstance(value, Args) else _plain(value) for key, value in vars(self).items()}
+
+
+def freeze(config: Mapping[str, Any]) -> Args:
+    """`config` as attributes. Blocks are `Args` too; `env_args` and `plugin` stay dicts.
+
+    What `plugin` holds is also an attribute, because that is where classes written for PyMARL look for it.
+    """
+    values = _plain(config)
+    for key, value in values.items():
+        if isinstance(value, dict) and key not in ("env_args", "plugin"):
+            values[key] = Args(value)
+    return Args({**values.get("plugin", {}), **values})
+
+
+def extend(args: Args, **more: Any) -> Args:
+    """`args` with more attributes, such as n_agents.
+
+    Raises:
+        ValueError: one of them is there already.
+    """
+    if clash := [name for name in more if name in vars(args)]:
+        raise ValueError(f"args have {clash[0]!r} already; if it is a key below plugin, rename it")
+    return Args({**vars(args), **more})
+
+
+def _plain(value: Any) -> Any:
+    """A copy in which mappings and sequences of any class are dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,114 @@
+"""Command line: python src/main.py --config=ALG --env-config=ENV with key=value env_args.key=value"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+# OpenMP threads that wait actively stall for as long as anything else uses their core. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("KMP_BLOCKTIME", "0")
+
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sacred's import, nothing to act upon
+
+import docopt
+from sacred import SETTINGS
+from sacred import Experiment as SacredExperiment
+from sacred.arg_parser import get_config_updates
+from sacred.observers import FileStorageObserver
+
+from config.schema import ConfigError, config_files, load
+from utils.errors import RunFailure, UserError
+from utils.logging import get_logger
+
+SETTINGS["CAPTURE_MODE"] = "sys"  # "fd" breaks on some platforms
+SETTINGS.CONFIG.READ_ONLY_CONFIG = False
+
+HELP = """Train cooperative agents: PyMARL's pipeline, and learning when to ignore cooperation.
+
+  python src/main.py --config=ALG --env-config=ENV [with KEY=VALUE ...] [sacred's options]
+
+  --config=ALG        {algs}, or the path of a yaml file
+  --env-config=ENV    {envs}, or the path of a yaml file
+  with KEY=VALUE      overrides; keys of a block with a dot: env_args.map_name=2s3z gate.mode=hard
+
+Examples
+  python src/main.py --config=greedy_qmix --env-config=smax with env_args.map_name=3m
+  python src/main.py --config=qmix --env-config=matrix_games with env_args.game=two_step seed=1
+  python src/main.py --config=qmix --env-config=smax print_config
+  python src/main.py --config=qmix --env-config=smax with checkpoint_path=results/models/TOKEN evaluate=True
+
+docs/configuration.md lists every key. Sacred's own options (-m host:port:db for MongoDB, -F folder, -u, --name, ...):
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    sys.path.append(os.getcwd())  # where plug-ins of the user's own lie
+    try:
+        alg, rest = _take_option(argv[1:], "--config")
+        env, rest = _take_option(rest, "--env-config")
+        experiment = SacredExperiment("greed_is_good", save_git_info=True)
+        if {"-h", "--help", "help"} & set(rest):
+            print(HELP.format(algs=", ".join(config_files("algs")), envs=", ".join(config_files("envs"))))
+            rest = ["--help"]
+        else:
+            config = load(alg, env, _overrides(experiment, rest))
+            experiment.add_config(config)
+            experiment.observers.append(FileStorageObserver(str(Path(config["local_results_path"]) / "sacred")))
+    except (ConfigError, UserError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    experiment.logger = get_logger()
+
+    @experiment.main
+    def train(_run, _log):
+        from run import run  # torch and the environments load only when there is something to run
+
+        try:
+            return run(_run, config, _log)
+        except (UserError, RunFailure) as error:
+            # SystemExit: sacred records the run as failed, and prints no traceback.
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2 if isinstance(error, UserError) else 1) from error
+
+    try:
+        experiment.run_commandline([argv[0], *rest])
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of `--name=value` or `--name value` (None without it), and the other arguments."""
+    rest, value, i = [], None, 0
+    while i < len(argv):
+        if argv[i].startswith(name + "="):
+            value = argv[i].partition("=")[2]
+        elif argv[i] == name:
+            if i + 1 == len(argv):
+                raise ConfigError(f"command line: {name} needs a value: {name}=NAME")
+            value, i = argv[i + 1], i + 1
+        else:
+            rest.append(argv[i])
+        i += 1
+    return value, rest
+
+
+def _overrides(experiment: SacredExperiment, argv: list[str]) -> dict:
+    """What stands behind `with`, parsed as sacred will parse it."""
+    try:
+        parsed = docopt.docopt(experiment.get_usage()[2], argv, default_help=False)
+    except docopt.DocoptExit as error:
+        raise ConfigError(
+            f"command line: cannot read {' '.join(argv)!r}; overrides stand behind the word with: "
+            f"python src/main.py --config=ALG --env-config=ENV with key=value (see --help)"
+        ) from error
+    updates, bare = get_config_updates(parsed["UPDATE"])
+    if bare:
+        raise ConfigError(f"command line: {bare[0]!r} behind `with` is no override; write key=value")
+    return updates
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,259 @@
+"""Wiring of a run, and the loop that collects, trains, evaluates and records."""
+
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from components.episode_buffer import EpisodeBatch, ReplayBuffer, episode_bytes
+from components.transforms import OneHot
+from config.schema import extend, freeze
+from controllers import REGISTRY as mac_REGISTRY
+from envs import make_vector_env
+from learners import REGISTRY as learner_REGISTRY
+from runners import REGISTRY as runner_REGISTRY
+from runners.game_tables import format_tables
+from utils import checkpoint
+from utils.errors import RunFailure, UserError
+from utils.logging import Logger, Progress, format_table
+from utils.memory import format_bytes
+from utils.networks import NonFiniteError
+from utils.plots import plot_learning_curve
+from utils.registry import resolve
+from utils.seeding import seed_everything
+from utils.timehelper import time_str
+
+
+def run(_run, _config, _log) -> dict[str, float]:
+    """Train, or evaluate a saved model, as the configuration says; returns the last test statistics.
+
+    Args:
+        _run: the sacred run.
+        _config: a validated configuration (`config.schema.load`).
+        _log: the console logger.
+    """
+    args = freeze(_config)
+    args = extend(args, device=_choose_device(args, _log), unique_token=_unique_token(args))
+    torch.set_num_threads(args.torch_threads or _good_thread_count(args))
+    torch.set_flush_denormal(True)  # values that decay to denormals slow a CPU down a hundredfold
+    seed_everything(args.seed)
+
+    logger = Logger(_log)
+    logger.setup_sacred(_run)
+    results = Path(args.local_results_path)
+    if args.use_tensorboard:
+        logger.setup_tb(str(results / "tb_logs" / args.unique_token))
+    try:
+        experiment = Experiment(args, logger)
+        try:
+            return experiment.evaluate() if args.evaluate else experiment.train(_run)
+        finally:
+            experiment.runner.close_env()
+    finally:
+        logger.close()
+
+
+class Experiment:
+    """The parts of one run, built from its configuration."""
+
+    def __init__(self, args, logger: Logger):
+        self.logger = logger
+        self.runner = resolve("runner", args.runner, runner_REGISTRY)(args, logger)
+        info = self.runner.get_env_info()
+        args = extend(
+            args,
+            n_agents=info["n_agents"],
+            n_actions=info["n_actions"],
+            state_shape=info["state_shape"],
+            obs_shape=info["obs_shape"],
+            episode_limit=info["episode_limit"],
+        )
+        self.args = args
+        self.model_folder = Path(args.local_results_path) / "models" / args.unique_token
+        self.scheme = {
+            "state": {"vshape": args.state_shape},
+            "obs": {"vshape": args.obs_shape, "group": "agents"},
+            "actions": {"vshape": (1,), "group": "agents", "dtype": torch.long},
+            "avail_actions": {"vshape": (args.n_actions,), "group": "agents", "dtype": torch.int},
+            "reward": {"vshape": (1,)},
+            "terminated": {"vshape": (1,), "dtype": torch.uint8},
+        }
+        self.groups = {"agents": args.n_agents}
+        self.preprocess = {"actions": ("actions_onehot", [OneHot(args.n_actions)])}
+        steps = args.episode_limit + 1
+        self.buffer = None
+        if not args.evaluate:
+            where = "cpu" if args.buffer_cpu_only else args.device
+            self.buffer = ReplayBuffer(self.scheme, self.groups, args.buffer_size, steps, self.preprocess, where)
+        full_scheme = EpisodeBatch(self.scheme, self.groups, 1, 1, preprocess=self.preprocess).scheme
+        self.mac = resolve("mac", args.mac, mac_REGISTRY)(full_scheme, self.groups, args)
+        self.learner = resolve("learner", args.learner, learner_REGISTRY)(self.mac, full_scheme, logger, args)
+        if args.device != "cpu":
+            self.learner.cuda()
+        self.runner.setup(self.scheme, self.groups, self.preprocess, self.mac)
+        if args.checkpoint_path:
+            path, step = checkpoint.find(args.checkpoint_path, args.load_step)
+            checkpoint.load(self.learner, path, args)
+            self.runner.t_env = step
+            logger.console_logger.info("Loaded the model of step %d from %s", step, path)
+
+    def train(self, _run) -> dict[str, float]:
+        """Collect, train, evaluate and record until `t_max`, and report."""
+        args, runner, buffer = self.args, self.runner, self.buffer
+        self._announce()
+        started, t_start = time.monotonic(), runner.t_env
+        progress = Progress(self.logger, t_start, args.t_max)
+        episode, updates, owed = 0, 0, 0.0
+        last_test = last_log = t_start - max(args.test_interval, args.log_interval) - 1
+        last_save, summary = t_start, {}
+        try:
+            while runner.t_env <= args.t_max:
+                batch = runner.run(test_mode=False)
+                buffer.insert_episode_batch(batch)
+                episode += batch.batch_size
+                if buffer.can_sample(args.batch_size):
+                    owed += args.updates_per_episode * batch.batch_size
+                    while owed >= 1:
+                        sample = buffer.sample(args.batch_size)
+                        if sample.device != args.device:
+                            sample.to(args.device)
+                        self._update(sample, episode)
+                        updates, owed = updates + 1, owed - 1
+                if runner.t_env - last_test >= args.test_interval:
+                    summary = self._test()
+                    last_test = runner.t_env
+                if args.save_model and runner.t_env - last_save >= args.save_model_interval:
+                    self._save()
+                    last_save = runner.t_env
+                if runner.t_env - last_log >= args.log_interval:
+                    self.logger.log_stat("episode", episode, runner.t_env)
+                    self.logger.log_stat("updates", updates, runner.t_env)
+                    progress.row(runner.t_env, updates)
+                    last_log = runner.t_env
+                progress.line(runner.t_env, updates)
+        except KeyboardInterrupt:
+            progress.close()
+            self.logger.console_logger.info("Interrupted at step %d; the model is saved in %s", runner.t_env, self._save())
+            raise
+        finally:
+            progress.close()
+        if runner.t_env > last_test:
+            summary = self._test()
+            progress.row(runner.t_env, updates)
+        saved = self._save() if args.save_model else None
+        self._report(_run, summary, time.monotonic() - started, runner.t_env - t_start, updates, saved)
+        return summary
+
+    def evaluate(self) -> dict[str, float]:
+        """Play `test_nepisode` test episodes and print their statistics."""
+        summary = self._test()
+        if self.args.save_replay:
+            self.runner.save_replay()
+        rows = [("episodes", f"{self.args.test_nepisode}"), ("model", f"{self.args.checkpoint_path or 'untrained'}")]
+        rows += [(key.removeprefix("test_"), f"{value:.4f}") for key, value in summary.items()]
+        print(format_table(rows, f"Evaluation of {self.args.name} on {_env_title(self.args)}"))
+        return summary
+
+    def _update(self, sample: EpisodeBatch, episode: int) -> None:
+        try:
+            self.learner.train(sample, self.runner.t_env, episode)
+        except NonFiniteError as error:
+            path = self._save()
+            file = path / "nonfinite_batch.pt"
+            torch.save({**sample.data.transition_data, **sample.data.episode_data}, file)
+            raise RunFailure(
+                f"training stopped at step {self.runner.t_env}: {error}; the batch is in {file}, "
+                f"the model before the update beside it"
+            ) from error
+
+    def _test(self) -> dict[str, float]:
+        if hasattr(self.runner, "evaluate"):
+            return self.runner.evaluate(self.args.test_nepisode)
+        for _ in range(max(1, self.args.test_nepisode // self.runner.batch_size)):  # a runner written for PyMARL
+            self.runner.run(test_mode=True)
+        return {k: v[-1][1] for k, v in self.logger.stats.items() if k.startswith("test_")}
+
+    def _save(self) -> Path:
+        return checkpoint.save(self.learner, self.model_folder, self.runner.t_env, self.args)
+
+    def _announce(self) -> None:
+        args, log = self.args, self.logger.console_logger.info
+        sizes = f"{args.n_agents} agents, {args.n_actions} actions, observations of {args.obs_shape}"
+        log("%s on %s: %s, state of %s", args.name, _env_title(args), sizes, args.state_shape)
+        size = episode_bytes(self.scheme, self.groups, args.episode_limit + 1) * args.buffer_size
+        log("Replay: %d episodes, %s on %s", args.buffer_size, format_bytes(size), self.buffer.device)
+        log(
+            "%s update(s) of %d episodes per collected episode; %d environment(s); device %s, %d torch thread(s)",
+            f"{args.updates_per_episode:g}",
+            args.batch_size,
+            self.runner.batch_size,
+            args.device,
+            torch.get_num_threads(),
+        )
+
+    def _report(self, _run, summary, seconds: float, steps: int, updates: int, saved: Path | None) -> None:
+        args, results = self.args, Path(self.args.local_results_path)
+        if hasattr(self.runner.env, "game_states"):
+
+            def new_batch(episodes: int, length: int) -> EpisodeBatch:
+                return EpisodeBatch(self.scheme, self.groups, episodes, length, None, self.preprocess, args.device)
+
+            def make_env(n_envs: int):
+                return make_vector_env(args.env, n_envs, args.device, args.env_args)
+
+            print(format_tables(self.learner, self.runner.env.game_states(), make_env, new_batch))
+        rows = [
+            ("steps", f"{steps:,} ({steps / seconds:,.0f} per second)"),
+            ("updates", f"{updates:,} ({updates / seconds:.1f} per second)"),
+            ("time", time_str(seconds)),
+            ("test episodes", f"{args.test_nepisode}"),
+        ]
+        rows += [(key.removeprefix("test_"), f"{value:.3f}") for key, value in summary.items()]
+        if _run._id is not None:
+            rows.append(("sacred record", f"{results / 'sacred' / str(_run._id)}"))
+        if args.use_tensorboard:
+            rows.append(("TensorBoard", f"{results / 'tb_logs' / args.unique_token}"))
+        if saved is not None:
+            rows.append(("model", f"{saved}"))
+        if args.plot:
+            title = f"{args.name} on {_env_title(args)}, seed {args.seed}"
+            picture = plot_learning_curve(self.logger.stats, title, results / "plots" / f"{args.unique_token}.png")
+            if picture is not None:
+                rows.append(("learning curve", f"{picture}"))
+                _run.add_artifact(str(picture), "learning_curve.png")
+        print("\n" + format_table(rows, f"{args.name} on {_env_title(args)}, seed {args.seed}"))
+        sys.stdout.flush()
+
+
+def _choose_device(args, log) -> str:
+    if not args.use_cuda:
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if args.require_cuda:
+        raise UserError(
+            "require_cuda=True: torch finds no CUDA device; check `nvidia-smi` and that torch is a CUDA build "
+            f"(this one is {torch.__version__}), or set require_cuda=False to train on the CPU"
+        )
+    log.info("No CUDA device: training on the CPU (use_cuda=False says so on purpose, require_cuda=True would fail)")
+    return "cpu"
+
+
+def _good_thread_count(args) -> int:
+    """One thread for small networks, where a second one only waits at barriers; otherwise what torch chose."""
+    return 1 if args.rnn_hidden_dim <= 128 else torch.get_num_threads()
+
+
+def _unique_token(args) -> str:
+    """<name>__<time>, with a number behind it if another run of this second has taken that name."""
+    token = f"{args.name}__{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    results = Path(args.local_results_path)
+    taken = [token, *(f"{token}_{i}" for i in range(2, 1000))]
+    return next(t for t in taken if not any((results / d / t).exists() for d in ("models", "tb_logs")))
+
+
+def _env_title(args) -> str:
+    name = args.env_args.get("map_name") or args.env_args.get("key") or args.env_args.get("game")
+    return f"{args.env} {name}" if name else args.env

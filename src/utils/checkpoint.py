@@ -1,0 +1,77 @@
+"""Folders of saved models: results/models/<token>/<t_env>/ with what the learner writes and `model.json` beside it."""
+
+import json
+from pathlib import Path
+
+from utils.errors import UserError
+
+DESCRIPTION = "model.json"
+
+
+def describe(args) -> dict:
+    """What a model was made for: another run can load it if all of this agrees."""
+    return {
+        "algorithm": args.name,
+        "learner": args.learner,
+        "mac": args.mac,
+        "agent": args.agent,
+        "mixer": args.mixer,
+        "env": args.env,
+        "map": args.env_args.get("map_name") or args.env_args.get("key") or args.env_args.get("game"),
+        "n_agents": args.n_agents,
+        "n_actions": args.n_actions,
+        "obs_shape": args.obs_shape,
+        "state_shape": args.state_shape,
+    }
+
+
+def save(learner, folder: Path, t_env: int, args) -> Path:
+    """Save the learner's models below the run's model folder; returns their folder."""
+    path = folder / str(t_env)
+    path.mkdir(parents=True, exist_ok=True)
+    learner.save_models(str(path))
+    (path / DESCRIPTION).write_text(json.dumps(describe(args), indent=2) + "\n")
+    return path
+
+
+def find(checkpoint_path: str, load_step: int) -> tuple[Path, int]:
+    """The folder of the model nearest to `load_step` (0: the newest) and its step.
+
+    Raises:
+        UserError: there is no such folder, or no model in it.
+    """
+    folder = Path(checkpoint_path)
+    if not folder.is_dir():
+        near = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+        hint = f"; {folder.parent} holds {', '.join(near[-5:])}" if near else ""
+        raise UserError(f"checkpoint_path={checkpoint_path!r}: no such folder{hint}")
+    steps = sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit())
+    if not steps:
+        raise UserError(
+            f"checkpoint_path={checkpoint_path!r}: holds no models; give the folder results/models/<token>, "
+            f"whose subfolders are named by steps"
+        )
+    step = steps[-1] if load_step == 0 else min(steps, key=lambda s: abs(s - load_step))
+    return folder / str(step), step
+
+
+def load(learner, path: Path, args) -> None:
+    """Load models into the learner.
+
+    Raises:
+        UserError: they were made by another algorithm, for another environment, or do not fit the networks.
+    """
+    expected = describe(args)
+    if (path / DESCRIPTION).exists():
+        found = json.loads((path / DESCRIPTION).read_text())
+        wrong = [f"{k} {found.get(k)!r} (this run: {v!r})" for k, v in expected.items() if found.get(k) != v]
+        if wrong:
+            raise UserError(f"checkpoint_path: {path} holds another model: {'; '.join(wrong)}")
+    try:
+        learner.load_models(str(path))
+    except (RuntimeError, FileNotFoundError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"checkpoint_path: {path} does not fit {args.name} on {args.env} "
+            f"({args.n_agents} agents, {args.n_actions} actions, observations of {args.obs_shape}): {reason}"
+        ) from error
