@@ -66,6 +66,10 @@ python src/main.py --config=qmix --env-config=smax with learner=mine.learners:My
 
 The class finds the value as `args.my_weight`, and as `args.plugin["my_weight"]`. `args` cannot be written to.
 An environment of your own is called with `**env_args`; any key is allowed there, and `seed` is always given.
+
+## Defaults
+
+What `src/config/default.yaml` sets. Steps are environment steps, summed over all environments.
 """
 
 
@@ -109,7 +113,7 @@ def page() -> str:
     """The text of docs/configuration.md."""
     files = {kind: config_files(kind) for kind in ("algs", "envs")}
     defaults = read_entries(DEFAULTS)
-    parts = [INTRODUCTION, f"## Defaults\n\n{heading_comment(DEFAULTS)}\n", *_default_tables(defaults)]
+    parts = [INTRODUCTION, *_default_tables(defaults)]
     parts.append("## Blocks of algorithms\n\nThey exist only in the files that head their columns.\n")
     parts += [_block_table(name, name, model, files["algs"].values()) for name, model in BLOCKS.items()]
     parts.append("## Arguments of environments\n")
@@ -117,7 +121,7 @@ def page() -> str:
         owners = [path for path in files["envs"].values() if read_yaml(path).get("env") == env]
         parts.append(_block_table(f"env_args of {env}", "env_args", model, owners))
     for title, kind in (("What the algorithms set", "algs"), ("What the environments set", "envs")):
-        parts.append(f"## {title}\n\nBeside their block, which is above.\n")
+        parts.append(f"## {title}\n\nThe keys of their blocks are in the tables above.\n")
         parts += [_file_table(path, defaults) for path in files[kind].values()]
     return "\n".join(parts)
 
@@ -169,7 +173,11 @@ def _allowed(model: type[Section], key: str) -> str:
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     cells = [header, ("---",) * len(header), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in cells)
+    return "".join("| " + " | ".join(map(_escape, row)) + " |\n" for row in cells)
+
+
+def _escape(cell: str) -> str:
+    return re.sub(r"\||<(?=\w)", r"\\\g<0>", cell)  # a bar would end the cell, and <token> be taken for HTML
 
 
 def main(argv: list[str] | None = None, target: Path = PAGE) -> int:

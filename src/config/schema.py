@@ -47,6 +47,7 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Level = Annotated[str, Field(pattern="^[1-9A]$", description='text "1" to "9" or "A"')]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -169,7 +170,7 @@ class Gymma(Section):
 
 class StarCraft2(Section):
     continuing_episode: bool
-    difficulty: Literal["1", "2", "3", "4", "5", "6", "7", "8", "9", "A"] | Annotated[int, Field(ge=1, le=9)]
+    difficulty: Level | Annotated[int, Field(ge=1, le=9)]
     game_version: Filled | None
     map_name: Filled
     move_amount: Positive
@@ -247,8 +248,8 @@ class _StrictLoader(yaml.SafeLoader):
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
             if key.tag != "tag:yaml.org,2002:str":
-                shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "that is a list or block"
-                raise yaml.MarkedYAMLError(problem=f"the key {shown} is not text", problem_mark=key.start_mark)
+                name = repr(key.value) if isinstance(key, yaml.ScalarNode) else "that is a list or block"
+                raise yaml.MarkedYAMLError(problem=f"the key {name} is not text", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
             seen.add(key.value)
@@ -338,8 +339,8 @@ class _Draft:
 
     def _merge(self, config: dict, updates: Mapping, source: str, prefix: str) -> None:
         for key, value in updates.items():
-            if not isinstance(key, str):
-                raise ConfigError(f"{prefix}{key!r} ({source}): a key must be text")
+            if not isinstance(key, str) or "." in key:
+                raise ConfigError(f"{prefix}{key!r} ({source}): a key is text without dots; in yaml, indent a block")
             self.sources[prefix + key] = source
             if not isinstance(value, Mapping):
                 config[key] = copy.deepcopy(value)
@@ -377,21 +378,20 @@ class _Draft:
 
     def _env_model(self) -> type[Section] | None:
         """What env_args must hold; None for environments that are not of this project."""
-        return ENV_ARGS.get(self.config["env"])
+        return ENV_ARGS.get(str(self.config["env"]))
 
     def _check_blocks(self, alg: str) -> None:
         learner = self.config["learner"]
         used = LEARNER_BLOCKS.get(learner)
         for name, model in BLOCKS.items():
-            owners = [file for file, path in config_files("algs").items() if name in read_yaml(path)]
             if name in self.config:
                 if used is not None and name not in used:
                     first = ".".join([name, *list(self.config[name])[:1]])
                     message = f"config {alg} (learner {learner}) has no block {name}"
-                    self.refuse(f"{message}; available with {', '.join(owners)}", first)
+                    self.refuse(f"{message}; available with {', '.join(_configs_with(name))}", first)
                 self._check_section(f"{name}.", model, self.config[name])
             elif name in (used or ()):
-                start = " or ".join(f"--config={owner}" for owner in owners)
+                start = " or ".join(f"--config={owner}" for owner in _configs_with(name))
                 self.refuse(f"needs the block {name}; start from {start}", "learner")
 
     def _check_section(self, prefix: str, model: type[Section], values: dict) -> None:
@@ -436,9 +436,13 @@ class _Draft:
         self.refuse(f"{problem}; {remedy}", prefix + key)
 
 
+def _configs_with(block: str) -> list[str]:
+    return [name for name, path in config_files("algs").items() if block in read_yaml(path)]
+
+
 def _hint(key: str, value: Any, options: list[dict], source: str) -> str:
     """What the user most likely meant to write, where a notation was misread."""
-    kinds = {option.get("type") for option in options}
+    kinds = {option.get("type") for option in options if "enum" not in option}
     write = None
     if isinstance(value, str):
         word = value.lower()

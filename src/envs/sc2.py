@@ -196,5 +196,6 @@ def find_map(game: Path, map_name: str, map_files: Mapping[str, str]) -> Path:
 
 
 def _did_you_mean(name: str, choices: Iterable[str]) -> str:
-    near = get_close_matches(str(name), list(choices), n=1, cutoff=0.4)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.4)
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""

@@ -145,7 +145,7 @@ def test_a_map_in_the_wrong_folder_is_found(game, scripted):
 
 
 def test_an_unknown_map_names_the_nearest(scripted):
-    text = message(map_name="5m_6m")
+    text = message(map_name="5M_6M")
     assert "did you mean '5m_vs_6m'?" in text
     assert "3m, 5m_vs_6m, 8m" in text
 

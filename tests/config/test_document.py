@@ -1,0 +1,96 @@
+"""docs/configuration.md: up to date, complete, and every key explained."""
+
+import subprocess
+import sys
+
+import pytest
+
+from config import document
+from config.schema import BLOCKS, ENV_ARGS, Run, config_files
+
+FILES = [document.DEFAULTS, *config_files("algs").values(), *config_files("envs").values()]
+
+
+def test_the_page_is_up_to_date(capsys):
+    assert document.main(["--check"]) == 0, "run `python src/config/document.py`"
+    assert capsys.readouterr().out == ""
+
+
+def test_a_page_that_is_out_of_date_is_found_and_mended(tmp_path, capsys):
+    page = tmp_path / "configuration.md"
+    assert document.main(["--check"], page) == 1
+    assert not page.exists()
+    page.write_text(document.page().replace("| `0.99` |", "| `0.98` |"))
+    capsys.readouterr()
+    assert document.main(["--check"], page) == 1
+    printed = capsys.readouterr()
+    assert "-| `gamma` | `0.98` |" in printed.out
+    assert "+| `gamma` | `0.99` |" in printed.out
+    assert "python src/config/document.py" in printed.err
+    assert document.main([], page) == 0
+    assert document.main(["--check"], page) == 0
+
+
+def test_it_runs_as_a_script(tmp_path):
+    done = subprocess.run(
+        [sys.executable, document.__file__, "--check"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_key_has_a_comment(path):
+    """Its own, or that of the same key in default.yaml."""
+    defaults = document.read_entries(document.DEFAULTS)
+    for key, entry in document.read_entries(path).items():
+        assert entry.comment or (key in defaults and defaults[key].comment), f"{path.name}: {key}"
+
+
+def test_every_key_of_the_schema_is_on_the_page():
+    rows = [line.split(" | ")[0].strip("| `") for line in document.page().splitlines() if line.startswith("| `")]
+    for key in (*Run.model_fields, "env_args", "plugin"):
+        assert key in rows
+    for prefix, model in [*BLOCKS.items(), *(("env_args", model) for model in ENV_ARGS.values())]:
+        for key in model.model_fields:
+            assert f"{prefix}.{key}" in rows
+
+
+def test_all_rows_of_a_table_have_the_same_columns():
+    header = 0
+    for line in document.page().replace("\\|", "").splitlines():
+        columns = line.count("|") if line.startswith("|") else 0
+        assert columns in (0, header) or header == 0, line
+        header = columns
+
+
+def test_values_and_comments_are_taken_as_they_are_written(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "# First line,\n# and second.\n"
+        'a: 1.0e-5   # one\nb: "x # y"  # two # three\nc: null\n'
+        "block:  # four\n  d: {}  # five\n  e:  # six\n    f: 1\n    g: 2\n"
+    )
+    entries = document.read_entries(path)
+    assert {key: entry[:2] for key, entry in entries.items()} == {
+        "a": ("1.0e-5", "one"),
+        "b": ('"x # y"', "two # three"),
+        "c": ("null", ""),
+        "block": ("", "four"),
+        "block.d": ("{}", "five"),
+        "block.e": ("", "six"),
+    }
+    assert [entry.line for entry in entries.values()] == [2, 3, 4, 5, 6, 7]
+    assert document.heading_comment(path) == "First line, and second."
+
+
+def test_blocks_show_the_value_of_each_file_that_has_them(tmp_path):
+    first, second, without = (tmp_path / f"{name}.yaml" for name in ("first", "second", "without"))
+    first.write_text("gate:  # trust\n  mode: hard  # a|b <token>\n")
+    second.write_text("gate:\n  mode: none\n  p: 2.0  # power\n")
+    without.write_text("lr: 1\n")
+    table = document._block_table("gate", "gate", BLOCKS["gate"], [first, second, without])
+    assert "Trust.\n" in table
+    assert "| key | first | second | allowed | meaning |" in table
+    allowed = "one of direct, hard, lagrange, fixed, none"
+    assert f"| `gate.mode` | `hard` | `none` | {allowed} | a\\|b \\<token> |" in table
+    assert "| `gate.p` |  | `2.0` | a number > 0 | power |" in table

@@ -1,0 +1,334 @@
+"""What several tests share: configurations, random episodes, small learners and scripted environments."""
+
+import copy
+import json
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from components.episode_buffer import EpisodeBatch
+from components.transforms import OneHot
+from config.schema import Args, extend, freeze, load
+from controllers import BasicMAC
+from envs.multiagentenv import MultiAgentEnv
+from envs.vector_env import Observation, VectorEnv, VectorStep
+from learners import REGISTRY as learner_REGISTRY
+from main import main
+
+OBS, STATE, AGENTS, ACTIONS, LIMIT = 4, 5, 3, 4, 6  # sizes of the random episodes
+SIZES = {"n_agents": AGENTS, "n_actions": ACTIONS, "obs_shape": OBS, "state_shape": STATE, "episode_limit": LIMIT}
+
+
+# --- configurations
+
+
+def make_args(alg: str, sizes=SIZES, env="matrix_games", **overrides) -> Args:
+    """The args of a run of `--config=alg`, with small networks, for an environment of the given sizes."""
+    small = {"rnn_hidden_dim": 8, "mixing_embed_dim": 6, "hypernet_embed": 5, "use_cuda": False}
+    args = freeze(load(alg, env, {**small, **overrides}))
+    return extend(args, device="cpu", unique_token="test", **sizes)
+
+
+def make_scheme(args) -> tuple[dict, dict, dict]:
+    """Scheme, groups and preprocess of a run; numbers have torch's default type."""
+    number = torch.get_default_dtype()
+    scheme = {
+        "state": {"vshape": args.state_shape, "dtype": number},
+        "obs": {"vshape": args.obs_shape, "group": "agents", "dtype": number},
+        "actions": {"vshape": (1,), "group": "agents", "dtype": torch.long},
+        "avail_actions": {"vshape": (args.n_actions,), "group": "agents", "dtype": torch.int},
+        "reward": {"vshape": (1,), "dtype": number},
+        "terminated": {"vshape": (1,), "dtype": torch.uint8},
+    }
+    return scheme, {"agents": args.n_agents}, {"actions": ("actions_onehot", [OneHot(args.n_actions)])}
+
+
+# --- random episodes
+
+
+@dataclass(frozen=True)
+class Episode:
+    """How one episode of a batch went: `length` steps, and its end: terminated, limit (cut there) or early (cut)."""
+
+    length: int
+    end: str
+
+    def __post_init__(self):
+        assert self.end in ("terminated", "limit", "early")
+
+
+EPISODES = (Episode(6, "terminated"), Episode(3, "terminated"), Episode(6, "limit"), Episode(4, "early"))
+
+
+def random_batch(args, seed: int, episodes=EPISODES, scale: float = 1.0) -> EpisodeBatch:
+    """A batch of these episodes with random contents; what lies behind their final observations is zero."""
+    rng = np.random.default_rng(seed)
+    N, A = args.n_agents, args.n_actions
+    batch = EpisodeBatch(*make_scheme(args)[:2], len(episodes), LIMIT + 1, preprocess=make_scheme(args)[2])
+    for e, episode in enumerate(episodes):
+        for t in range(episode.length + 1):
+            avail = rng.random((N, A)) < 0.6
+            avail[np.arange(N), rng.integers(A, size=N)] = True
+            seen = {
+                "obs": rng.normal(size=(1, N, args.obs_shape)),
+                "state": rng.normal(size=(1, args.state_shape)),
+                "avail_actions": avail[None].astype(int),
+            }
+            batch.update(seen, bs=e, ts=t)
+            if t == episode.length:
+                break
+            last = t == episode.length - 1
+            taken = {
+                "actions": [[rng.choice(np.flatnonzero(avail[i])) for i in range(N)]],
+                "reward": [[scale * rng.normal()]],
+                "terminated": [[last and episode.end == "terminated"]],
+            }
+            batch.update(taken, bs=e, ts=t, mark_filled=False)
+    return batch
+
+
+# --- learners
+
+
+class RecordingLogger:
+    """In place of `utils.logging.Logger`: keeps what is logged."""
+
+    def __init__(self):
+        self.stats: dict[str, list[tuple[int, float]]] = {}
+        self.console_logger = logging.getLogger("test")
+
+    def log_stat(self, key, value, t, to_sacred=True):
+        self.stats.setdefault(key, []).append((t, float(value)))
+
+
+def make_learner(args, seed: int = 0, mac_class=BasicMAC):
+    """The learner that `args` names, with weights drawn from `seed`."""
+    torch.manual_seed(seed)
+    scheme, groups, preprocess = make_scheme(args)
+    full_scheme = EpisodeBatch(scheme, groups, 1, 1, preprocess=preprocess).scheme
+    mac = mac_class(full_scheme, groups, args)
+    return learner_REGISTRY[args.learner](mac, full_scheme, RecordingLogger(), args)
+
+
+def networks(learner) -> dict[str, nn.Module]:
+    """The learner's networks by name."""
+    found = {"agent": learner.mac.agent, "target_agent": learner.target_mac.agent}
+    if learner.mixer is not None:
+        found |= {"mixer": learner.mixer, "target_mixer": learner.target_mixer}
+    if hasattr(learner, "slow_mac"):
+        found |= {"slow_agent": learner.slow_mac.agent, "slow_mixer": learner.slow_mixer}
+    return found
+
+
+def shake(learner, seed: int, size: float = 0.5) -> None:
+    """Move all networks of a learner to different weights, as they are in the middle of training."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for network in networks(learner).values():
+            for parameter in network.parameters():
+                parameter.add_(size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+
+
+def weights(learner) -> dict[str, torch.Tensor]:
+    """Copies of the weights of all networks of a learner."""
+    return {
+        f"{name}.{key}": value.clone()
+        for name, network in networks(learner).items()
+        for key, value in network.state_dict().items()
+    }
+
+
+def gate_state(learner) -> dict[str, torch.Tensor | None]:
+    """Copies of what a greedy learner remembers besides its networks; nothing for others."""
+    names = ("gap_ema", "target_std", "reward_std", "log_multipliers", "weights")
+    return {name: copy.deepcopy(getattr(learner, name)) for name in names if hasattr(learner, name)}
+
+
+def gradients(learner, loss: torch.Tensor) -> list[torch.Tensor]:
+    """The gradient of `loss` in the learner's parameters; 0 where it does not depend on one."""
+    found = torch.autograd.grad(loss, learner.params, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(learner.params, found, strict=True)]
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    """Two dicts of tensors hold the same keys and, bit for bit, the same values."""
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        if value is None:
+            assert second[key] is None, key
+        else:
+            assert torch.equal(value, second[key]), key
+
+
+def differs(first: dict, second: dict) -> bool:
+    return any(not torch.equal(value, second[key]) for key, value in first.items())
+
+
+def step_by_step(mac, batch) -> torch.Tensor:
+    """The controller's values of all steps by PyMARL's `forward`, one step after another: (B, T+1, N, A)."""
+    mac.init_hidden(batch.batch_size)
+    return torch.stack([mac.forward(batch, t) for t in range(batch.max_seq_length)], dim=1)
+
+
+class WildMAC(BasicMAC):
+    """A controller whose values of unavailable actions are huge; `wild` scales them."""
+
+    wild = 0.0
+
+    def unroll(self, batch, test_mode=False):
+        noise = torch.randn(batch["avail_actions"].shape, generator=torch.Generator().manual_seed(1))
+        return super().unroll(batch, test_mode) + self.wild * noise * (batch["avail_actions"] == 0)
+
+
+class RootMixer(nn.Module):
+    """A mixer whose value is finite and whose gradient is not: sqrt of exactly 0."""
+
+    def __init__(self, args):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, agent_qs, states):
+        return self.scale * agent_qs.sum(dim=2, keepdim=True) + (agent_qs.sum(dim=2, keepdim=True) * 0).sqrt()
+
+
+# --- scripted environments: everything that they show says where it was shown
+
+
+def script(env: int, episode: int) -> Episode:
+    """How `episode` (from 0) of environment `env` goes. Neighbours differ, so that mixed-up episodes are noticed."""
+    length = 1 + (3 * env + 5 * episode + env * episode) % LIMIT
+    if length == LIMIT and (env + episode) % 2:
+        return Episode(length, "limit")
+    return Episode(length, "early" if (2 * env + episode) % 4 == 0 else "terminated")
+
+
+def shown(env: int, episode: int, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Observations (N, O), state (S,) and availability (N, A) at step t."""
+    noise = [math.sin(12.9898 * env + 78.233 * episode + 37.719 * t + 4.1 * k) for k in range(AGENTS)]
+    obs = np.array([[env, episode, t, noise[i]] for i in range(AGENTS)], dtype=np.float32)
+    state = np.array([env, episode, t, 10 * env + episode, 1], dtype=np.float32)
+    avail = np.array([[1] + [(env + episode + t + i + a) % 3 > 0 for a in range(1, ACTIONS)] for i in range(AGENTS)])
+    return obs, state, avail.astype(np.int32)
+
+
+def paid(env: int, episode: int, t: int, actions) -> float:
+    """The reward of step t; whole numbers, so that sums are exact."""
+    return float(1000 * env + 100 * episode + 10 * t + sum((i + 1) * int(a) for i, a in enumerate(actions)))
+
+
+class ScriptedEnv(MultiAgentEnv):
+    """One environment that follows `script`; its seed is its number."""
+
+    n_agents, episode_limit = AGENTS, LIMIT
+
+    def __init__(self, seed: int):
+        self.number, self.episode, self.t, self.actions, self.closed = seed, -1, 0, [], False
+
+    def reset(self):
+        self.episode, self.t = self.episode + 1, 0
+        return self.get_obs(), self.get_state()
+
+    def step(self, actions):
+        plan = script(self.number, self.episode)
+        self.actions.append([int(a) for a in actions])
+        reward = paid(self.number, self.episode, self.t, actions)
+        self.t += 1
+        done = self.t == plan.length
+        info = {"last_step": self.t, "number": self.number} if done else {}
+        return reward, done, info | {"episode_limit": done and plan.end != "terminated"}
+
+    def get_obs(self):
+        return list(shown(self.number, self.episode, self.t)[0])
+
+    def get_obs_size(self):
+        return OBS
+
+    def get_state(self):
+        return shown(self.number, self.episode, self.t)[1]
+
+    def get_state_size(self):
+        return STATE
+
+    def get_avail_actions(self):
+        return shown(self.number, self.episode, self.t)[2].tolist()
+
+    def get_total_actions(self):
+        return ACTIONS
+
+    def close(self):
+        self.closed = True
+
+
+class ScriptedVectorEnv(VectorEnv):
+    """The same environments, `seed` to `seed + n_envs - 1`, written as one batch."""
+
+    n_agents, n_actions, obs_size, state_size, episode_limit = AGENTS, ACTIONS, OBS, STATE, LIMIT
+
+    def __init__(self, n_envs: int, device, seed: int):
+        self.n_envs = n_envs
+        self.numbers = range(seed, seed + n_envs)
+        self.episodes, self.t = [-1] * n_envs, [0] * n_envs
+        self.closed = False
+
+    def reset(self):
+        self.episodes, self.t = [episode + 1 for episode in self.episodes], [0] * self.n_envs
+        return self._observe()
+
+    def step(self, actions):
+        info = {name: torch.zeros(self.n_envs) for name in ("last_step", "number", "episode_limit")}
+        reward, terminated, truncated = torch.zeros(self.n_envs), [False] * self.n_envs, [False] * self.n_envs
+        for e, number in enumerate(self.numbers):
+            reward[e] = paid(number, self.episodes[e], self.t[e], actions[e])
+            self.t[e] += 1
+        final = self._observe()
+        for e, number in enumerate(self.numbers):
+            plan = script(number, self.episodes[e])
+            if self.t[e] == plan.length:
+                terminated[e], truncated[e] = plan.end == "terminated", plan.end != "terminated"
+                info["last_step"][e], info["number"][e] = self.t[e], number
+                info["episode_limit"][e] = truncated[e]
+                self.episodes[e], self.t[e] = self.episodes[e] + 1, 0
+        return VectorStep(reward, torch.tensor(terminated), torch.tensor(truncated), self._observe(), final, info)
+
+    def close(self):
+        self.closed = True
+
+    def _observe(self):
+        views = [shown(*where) for where in zip(self.numbers, self.episodes, self.t, strict=True)]
+        return Observation(*(torch.tensor(np.stack(part)) for part in zip(*views, strict=True)))
+
+
+# --- whole runs
+
+
+def run_main(*argv: str) -> int:
+    """The exit code of `python src/main.py` with these arguments, in this process."""
+    logging.getLogger("greed").handlers.clear()  # a handler of an earlier test writes to that test's closed stream
+    try:
+        return main(["src/main.py", *argv])
+    except SystemExit as end:
+        return 0 if end.code is None else int(end.code)
+
+
+def error_line(capsys) -> str:
+    """What the command line wrote to stderr since the last call: one line that starts with `error: `."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+def read_run(results, number: int = 1) -> dict:
+    """Sacred's record of a run: `status`, `metrics` (name -> {steps, values}), `config`, `cout`."""
+    folder = results / "sacred" / str(number)
+    record = json.loads((folder / "run.json").read_text())
+    return {
+        "status": record["status"],
+        "config": json.loads((folder / "config.json").read_text()),
+        "metrics": json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").exists() else {},
+        "cout": (folder / "cout.txt").read_text(),
+    }
