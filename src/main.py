@@ -21,8 +21,7 @@ from config.schema import ConfigError, config_files, load
 from utils.errors import RunFailure, UserError
 from utils.logging import get_logger
 
-SETTINGS["CAPTURE_MODE"] = "sys"  # "fd" breaks on some platforms
-SETTINGS.CONFIG.READ_ONLY_CONFIG = False
+SETTINGS["CAPTURE_MODE"] = "sys"  # pyright: ignore  "fd" breaks on some platforms
 
 HELP = """Train cooperative agents: PyMARL's pipeline, and learning when to ignore cooperation.
 
@@ -59,7 +58,7 @@ def main(argv: list[str]) -> int:
     except (ConfigError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    experiment.logger = get_logger()
+    experiment.logger = get_logger()  # pyright: ignore[reportAttributeAccessIssue]  sacred declares no type
 
     @experiment.main
     def train(_run, _log):

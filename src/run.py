@@ -4,6 +4,7 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -83,7 +84,7 @@ class Experiment:
         self.groups = {"agents": args.n_agents}
         self.preprocess = {"actions": ("actions_onehot", [OneHot(args.n_actions)])}
         steps = args.episode_limit + 1
-        self.buffer = None
+        self.buffer: Any = None
         if not args.evaluate:
             where = "cpu" if args.buffer_cpu_only else args.device
             self.buffer = ReplayBuffer(self.scheme, self.groups, args.buffer_size, steps, self.preprocess, where)
@@ -135,7 +136,9 @@ class Experiment:
                 progress.line(runner.t_env, updates)
         except KeyboardInterrupt:
             progress.close()
-            self.logger.console_logger.info("Interrupted at step %d; the model is saved in %s", runner.t_env, self._save())
+            self.logger.console_logger.info(
+                "Interrupted at step %d; the model is saved in %s", runner.t_env, self._save()
+            )
             raise
         finally:
             progress.close()

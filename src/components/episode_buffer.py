@@ -7,12 +7,15 @@ hold data: the steps that were played and the observation after the last of them
 
 from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import overload
 
 import numpy as np
 import torch
 
 from utils.errors import UserError
 from utils.memory import available_bytes, format_bytes
+
+Index = slice | int | list | np.ndarray | torch.Tensor
 
 
 class EpisodeBatch:
@@ -23,7 +26,14 @@ class EpisodeBatch:
     """
 
     def __init__(
-        self, scheme: Mapping, groups: Mapping, batch_size: int, max_seq_length: int, data=None, preprocess=None, device="cpu"
+        self,
+        scheme: Mapping,
+        groups: Mapping,
+        batch_size: int,
+        max_seq_length: int,
+        data=None,
+        preprocess=None,
+        device="cpu",
     ):
         self.scheme = dict(scheme)
         self.groups = dict(groups)
@@ -52,7 +62,7 @@ class EpisodeBatch:
                     )
         self.data = data
 
-    def update(self, data: Mapping, bs=slice(None), ts=slice(None), mark_filled: bool = True) -> None:
+    def update(self, data: Mapping, bs: Index = slice(None), ts: Index = slice(None), mark_filled: bool = True) -> None:
         """Write fields at episodes `bs` and steps `ts` (slices, integers or lists of integers).
 
         Raises:
@@ -77,6 +87,12 @@ class EpisodeBatch:
             if not _same_but_for_ones(value.shape, place.shape):
                 raise ValueError(f"field {key!r}: cannot store shape {tuple(value.shape)} as {tuple(place.shape)}")
             target[index] = value.reshape(place.shape)
+
+    @overload
+    def __getitem__(self, item: str) -> torch.Tensor: ...
+
+    @overload
+    def __getitem__(self, item: Index | tuple) -> "EpisodeBatch": ...
 
     def __getitem__(self, item):
         """A field by name, a batch of some fields by a tuple of names, or a part of the batch by (episodes, steps)."""
@@ -133,9 +149,7 @@ class EpisodeBatch:
         """A batch of the same scheme over other tensors."""
         filled = data.transition_data["filled"]
         scheme = {k: v for k, v in self.scheme.items() if k in data.transition_data or k in data.episode_data}
-        return EpisodeBatch(
-            scheme, self.groups, filled.shape[0], filled.shape[1], data, preprocess, device=self.device
-        )
+        return EpisodeBatch(scheme, self.groups, filled.shape[0], filled.shape[1], data, preprocess, device=self.device)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(episodes={self.batch_size}, steps={self.max_seq_length}, {sorted(self.scheme)})"
@@ -191,13 +205,15 @@ class ReplayBuffer(EpisodeBatch):
         """`batch_size` different episodes, uniformly drawn, cut after the longest of them."""
         if not self.can_sample(batch_size):
             raise ValueError(f"cannot sample {batch_size} episodes, the replay holds {self.episodes_in_buffer}")
-        rows = np.random.choice(self.episodes_in_buffer, batch_size, replace=False)
+        rows = np.random.choice(self.episodes_in_buffer, batch_size, replace=False)  # noqa: NPY002  as PyMARL
         longest = int(self._lengths[rows].max())
         index = torch.as_tensor(rows, device=self.device)
         # Cut first, so that the gather copies no padding.
         return self._with(
             SimpleNamespace(
-                transition_data={k: v[:, :longest].index_select(0, index) for k, v in self.data.transition_data.items()},
+                transition_data={
+                    k: v[:, :longest].index_select(0, index) for k, v in self.data.transition_data.items()
+                },
                 episode_data={k: v.index_select(0, index) for k, v in self.data.episode_data.items()},
             ),
             self.preprocess,

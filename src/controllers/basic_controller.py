@@ -4,6 +4,7 @@ Legend: B episodes, T steps, N agents, A actions, I inputs of an agent.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ class BasicMAC:
         self._build_agents(self._get_input_shape(scheme))
         self.agent_output_type = args.agent_output_type
         self.action_selector = resolve("action_selector", args.action_selector, action_REGISTRY)(args)
-        self.hidden_states = None
+        self.hidden_states: Any = None  # (B, N, H) after init_hidden, (B * N, H) after a step, as in PyMARL
 
     def select_actions(self, ep_batch, t_ep: int, t_env: int, bs=slice(None), test_mode: bool = False) -> torch.Tensor:
         """Actions (len(bs), N) of the episodes `bs` at step `t_ep`."""

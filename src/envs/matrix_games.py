@@ -62,7 +62,7 @@ def _games(k: float) -> dict[str, Game]:
 def _find_game(name: str, k: float | None, repeats: int | None) -> Game:
     if name == "penalty" and (not isinstance(k, int | float) or not -math.inf < k <= 0):
         raise UserError(f"env_args.k={k!r}: the penalty game needs a finite number <= 0, such as -100")
-    games = _games(k=k if name == "penalty" else 0.0)
+    games = _games(k=k if name == "penalty" and k is not None else 0.0)
     if name not in games:
         near = get_close_matches(str(name), games, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -74,7 +74,8 @@ def _find_game(name: str, k: float | None, repeats: int | None) -> Game:
         raise UserError(f"env_args.repeats={repeats!r}: {name} always lasts {game.length} steps; leave repeats null")
     if type(repeats) is not int or repeats < 1:
         raise UserError(f"env_args.repeats={repeats!r}: needs an integer >= 1, or null for the game's own number")
-    return _repeated(game.states[0].payoff, repeats)
+    (state,) = game.states
+    return _repeated(state.payoff, repeats)
 
 
 class MatrixGameVectorEnv(VectorEnv):

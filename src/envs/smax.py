@@ -3,6 +3,8 @@
 The allies are the agents; the enemies follow jaxmarl's heuristic policy. Maps carry SMAC's names.
 """
 
+import contextlib
+import io
 import os
 from difflib import get_close_matches
 from functools import lru_cache
@@ -18,7 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jaxmarl.environments.smax import HeuristicEnemySMAX, map_name_to_scenario
+
+with contextlib.redirect_stdout(io.StringIO()):  # a package that jaxmarl imports greets on the screen
+    from jaxmarl.environments.smax import HeuristicEnemySMAX, map_name_to_scenario
 from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
 
 from envs.vector_env import Observation, VectorEnv, VectorStep

@@ -8,6 +8,7 @@ cooperative); the legend is that of `q_learner`.
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,9 +33,9 @@ class GreedyQLearner(QLearner):
         self.slow_mac = copy.deepcopy(mac)
         self.slow_mixer = copy.deepcopy(self.mixer)
         # Running statistics, each (2,) over the heads but for the reward's; None until the first batch.
-        self.gap_ema: torch.Tensor | None = None
-        self.target_std: torch.Tensor | None = None
-        self.reward_std: torch.Tensor | None = None
+        self.gap_ema: Any = None
+        self.target_std: Any = None
+        self.reward_std: Any = None
         self.log_multipliers = torch.zeros(2)
         fixed = args.gate.weight_independent if args.gate.mode == "fixed" else 0.5
         self.weights = torch.tensor([fixed, 1 - fixed])
@@ -181,7 +182,7 @@ class GreedyQLearner(QLearner):
         torch.save(state, Path(path) / "greedy.th")
 
     def load_models(self, path: str) -> None:
-        """Read what `save_models` wrote. A QMIX model, which has no `greedy.th`, starts the gate and slow copies anew."""
+        """Read what `save_models` wrote. A QMIX model, without `greedy.th`, starts the gate anew."""
         super().load_models(path)
         file = Path(path) / "greedy.th"
         if not file.exists():

@@ -6,6 +6,7 @@ Legend: B episodes, T steps, N agents, A actions, S state. X is 1 with a mixer a
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,8 +58,8 @@ class QLearner:
         self.mac = mac
         self.logger = logger
         self.target_mac = copy.deepcopy(mac)
-        self.mixer: nn.Module | None = None
-        self.target_mixer: nn.Module | None = None
+        self.mixer: Any = None  # a module (agent_qs, states) -> Q_tot, or None for independent learners
+        self.target_mixer: Any = None
         self.params = list(mac.parameters())
         if args.mixer is not None:
             self.mixer = resolve("mixer", args.mixer, mixer_REGISTRY)(args)
@@ -102,7 +103,7 @@ class QLearner:
             q_target = unroll(self.target_mac, batch)
         chosen = q[:, :-1].gather(3, step.actions).squeeze(3)  # (B, T, N)
         v_next = self._next_values(q, q_target, step.avail)  # (B, T, N)
-        if self.mixer is not None and self.target_mixer is not None:
+        if self.mixer is not None:
             chosen = self.mixer(chosen, step.state[:, :-1])  # (B, T, 1)
             with torch.no_grad():
                 v_next = self.target_mixer(v_next, step.state[:, 1:])
@@ -166,7 +167,7 @@ class QLearner:
     def cuda(self) -> None:
         self.mac.cuda()
         self.target_mac.cuda()
-        if self.mixer is not None and self.target_mixer is not None:
+        if self.mixer is not None:
             self.mixer.cuda()
             self.target_mixer.cuda()
 
@@ -175,7 +176,7 @@ class QLearner:
         folder = Path(path)
         self.mac.save_models(path)
         torch.save(self.target_mac.agent.state_dict(), folder / "target_agent.th")
-        if self.mixer is not None and self.target_mixer is not None:
+        if self.mixer is not None:
             torch.save(self.mixer.state_dict(), folder / "mixer.th")
             torch.save(self.target_mixer.state_dict(), folder / "target_mixer.th")
         torch.save(self.optimiser.state_dict(), folder / "opt.th")
@@ -185,7 +186,7 @@ class QLearner:
         folder = Path(path)
         self.mac.load_models(path)
         copy_state(folder / "target_agent.th", self.target_mac.agent, self.mac.agent)
-        if self.mixer is not None and self.target_mixer is not None:
+        if self.mixer is not None:
             self.mixer.load_state_dict(torch.load(folder / "mixer.th", map_location="cpu", weights_only=True))
             copy_state(folder / "target_mixer.th", self.target_mixer, self.mixer)
         self.optimiser.load_state_dict(torch.load(folder / "opt.th", map_location="cpu", weights_only=True))

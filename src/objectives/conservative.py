@@ -93,4 +93,3 @@ def counterfactual_gap(
     """
     check_shape("q_tot_data", q_tot_data, (*q_cf.shape[:2], 1))
     return sup_value(q_cf, avail, op, temperature).mean(dim=-1, keepdim=True) - q_tot_data
-

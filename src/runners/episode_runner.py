@@ -11,7 +11,9 @@ from utils.registry import resolve
 class EpisodeRunner:
     def __init__(self, args, logger):
         if args.batch_size_run != 1:
-            raise ValueError(f"runner 'episode' steps one environment, so batch_size_run must be 1, got {args.batch_size_run}")
+            raise ValueError(
+                f"runner 'episode' steps one environment, so batch_size_run must be 1, got {args.batch_size_run}"
+            )
         self.args = args
         self.logger = logger
         self.batch_size = 1

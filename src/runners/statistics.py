@@ -1,7 +1,5 @@
 """What runners count per episode, logged under PyMARL's names."""
 
-from numbers import Number
-
 import numpy as np
 
 
@@ -22,7 +20,7 @@ class EpisodeStatistics:
         self.returns.append(float(episode_return))
         self.lengths.append(int(length))
         for key, value in info.items():
-            if isinstance(value, Number | np.bool_ | np.number):
+            if isinstance(value, int | float | np.bool_ | np.number):
                 self.infos[key] = self.infos.get(key, 0.0) + float(value)
 
     def summary(self) -> dict[str, float]:

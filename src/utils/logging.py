@@ -111,7 +111,9 @@ class Progress:
         self._line_time = now
         filled = int(30 * min(1.0, t / self.t_max))
         bar = "#" * filled + "." * (30 - filled)
-        self._terminal.write(f"\r\x1b[K[{bar}] {t:,}/{self.t_max:,} steps, {updates:,} updates, left {self._left(t, now)}")
+        self._terminal.write(
+            f"\r\x1b[K[{bar}] {t:,}/{self.t_max:,} steps, {updates:,} updates, left {self._left(t, now)}"
+        )
         self._terminal.flush()
 
     def close(self) -> None:

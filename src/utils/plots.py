@@ -22,6 +22,7 @@ def plot_learning_curve(stats: dict[str, list[tuple[int, float]]], title: str, p
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter
 
     panels = {name: {k: v for k, v in lines.items() if k in stats} for name, lines in PANELS.items()}
     panels = {name: lines for name, lines in panels.items() if lines}
@@ -36,7 +37,7 @@ def plot_learning_curve(stats: dict[str, list[tuple[int, float]]], title: str, p
         if name != "return":
             axis.set_ylim(-0.02, 1.02)
         axis.set(title=name, xlabel="environment steps")
-        axis.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(title)

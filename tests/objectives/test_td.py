@@ -153,21 +153,22 @@ def test_td_loss_equals_nested_loops():
 
 @pytest.mark.parametrize("wild", [1e6, float("nan"), float("inf")])
 def test_padding_has_no_effect_on_the_loss(wild):
+    # 1/2 (1 + 4) / 2, whatever stands in the third step
+    close(td_loss(rows([1, 2, wild]), rows([0, 4, 5]), rows([1, 1, 0])), 1.25, 0)
+    close(td_loss(rows([1, 2, 3]), rows([0, 4, wild]), rows([1, 1, 0])), 1.25, 0)
+
+
+@pytest.mark.parametrize(
+    "wild",
+    [
+        1e6,
+        pytest.param(float("nan"), marks=pytest.mark.xfail(strict=True, reason="0 * nan in the backward of the square")),
+    ],
+)
+def test_padding_has_no_effect_on_the_gradient(wild):
     q = rows([1, 2, 3]).requires_grad_()
-    mask = rows([1, 1, 0])
-    clean = td_loss(q, rows([0, 4, 5]), mask)
-    dirty_q = q.detach().masked_fill(mask == 0, wild)
-    close(td_loss(dirty_q, rows([0, 4, wild]), mask), clean.item(), 0)
-
-
-def test_padding_has_no_effect_on_the_gradient():
-    gradients = []
-    for padding in (3.0, 1e6):
-        q = rows([1, 2, padding]).requires_grad_()
-        td_loss(q, rows([0, 4, -padding]), rows([1, 1, 0])).backward()
-        gradients.append(q.grad)
-    close(gradients[0], rows([0.5, -1, 0]))  # (q - y) / 2
-    close(gradients[1], gradients[0], 0)
+    td_loss(q, rows([0, 4, wild]), rows([1, 1, 0])).backward()
+    close(q.grad, rows([0.5, -1, 0]), 0)  # (q - y) / 2
 
 
 def test_shape_errors_name_both_shapes():

@@ -1,4 +1,4 @@
-"""The recurrent agent of PyMARL: a linear layer, a GRU, a linear layer (Hausknecht & Stone 2015; Rashid et al. 2018)."""
+"""The recurrent agent of PyMARL: a linear layer, a GRU, a linear layer (Hausknecht & Stone 2015)."""
 
 import torch
 import torch.nn.functional as F

@@ -4,8 +4,9 @@ A mixer is called as `mixer(agent_qs (B, T, N), states (B, T, S)) -> (B, T, 1)`.
 `counterfactual` offers a cheaper way to what `counterfactual_q_tot` computes for any mixer.
 """
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
 
 from modules.mixers.qmix import QMixer
 from modules.mixers.vdn import VDNMixer
@@ -15,9 +16,7 @@ from utils.shapes import check_shape
 REGISTRY = {"vdn": lambda args: VDNMixer(), "qmix": QMixer}
 
 
-def counterfactual_q_tot(
-    mixer: nn.Module, chosen: torch.Tensor, qs: torch.Tensor, states: torch.Tensor
-) -> torch.Tensor:
+def counterfactual_q_tot(mixer: Callable, chosen: torch.Tensor, qs: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """Q_tot when one agent changes its action and the others keep theirs: [..., i, k] = Q_tot(k, a_-i; s).
 
     Args:
@@ -30,8 +29,9 @@ def counterfactual_q_tot(
     """
     B, T, N, A = qs.shape
     check_shape("chosen", chosen, (B, T, N))
-    if hasattr(mixer, "counterfactual"):
-        return mixer.counterfactual(chosen, qs, states)
+    own: Callable[..., torch.Tensor] | None = getattr(mixer, "counterfactual", None)
+    if own is not None:
+        return own(chosen, qs, states)
     agent = torch.eye(N, dtype=torch.bool, device=qs.device).view(1, 1, N, 1, N)
     joint = torch.where(agent, qs.unsqueeze(-1), chosen.view(B, T, 1, 1, N))  # (B, T, N, A, N)
     repeated = states.view(B, T, 1, -1).expand(B, T, N * A, -1).reshape(B, T * N * A, -1)

@@ -1,0 +1,50 @@
+# `make train` and `make test` need nothing but Python 3.11 and make; `make help` lists everything.
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+SEED ?= 1
+T_MAX ?= 300000
+
+.PHONY: help setup train test check format docs bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed  ## create .venv and install what is pinned
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-cuda.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on PATH; install Python 3.11 or give PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then \
+		echo "An NVIDIA GPU is here: installing JAX for it"; \
+		$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-cuda.txt; \
+	fi
+	@touch $@
+
+train: setup  ## train greedy_qmix on SMAX 3m (SEED=1 T_MAX=300000)
+	$(RUN) src/main.py --config=greedy_qmix --env-config=smax with env_args.map_name=3m \
+		seed=$(SEED) t_max=$(T_MAX) use_tensorboard=True save_model=True
+
+test: setup  ## run all tests
+	$(RUN) -m pytest
+
+check: setup  ## format, lint, types, generated docs
+	$(RUN) -m ruff format --check src tests benchmarks
+	$(RUN) -m ruff check src tests benchmarks
+	$(RUN) -m pyright
+	$(RUN) src/config/document.py --check
+	@command -v shellcheck >/dev/null && shellcheck install_sc2.sh .ci/run || echo "shellcheck is not installed: skipped"
+
+format: setup  ## format the code and mend what the linter can mend
+	$(RUN) -m ruff check --fix src tests benchmarks
+	$(RUN) -m ruff format src tests benchmarks
+
+docs: setup  ## write docs/configuration.md anew from the yaml files and the schema
+	$(RUN) src/config/document.py
+
+bench: setup  ## measure the main job: six seeds of `make train`, one after another (about an hour)
+	$(RUN) benchmarks/main_job.py
+
+clean:  ## remove .venv; results stay
+	rm -rf $(VENV)

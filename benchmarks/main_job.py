@@ -1,0 +1,132 @@
+"""Measure the main job: `make train` with several seeds, one after another.
+
+For each seed: steps and seconds until the test win rate first reaches the goal, and the win rate at the end. Writes
+results/published/main_job.json and main_job.png, and prints the table as markdown.
+
+  python benchmarks/main_job.py --seeds 1 2 3 4 5 6 --t-max 300000
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = ROOT / "results" / "published"
+PACKAGES = ("torch", "numpy", "jax", "jaxmarl", "sacred")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])
+    parser.add_argument("--t-max", type=int, default=300000, help="environment steps of each run")
+    parser.add_argument("--config", default="greedy_qmix")
+    parser.add_argument("--map", default="3m")
+    parser.add_argument("--goal", type=float, default=0.9, help="test win rate to reach")
+    parser.add_argument("--name", default="main_job", help="of the files below results/published")
+    args = parser.parse_args()
+
+    runs = []
+    for seed in args.seeds:
+        print(f"seed {seed} ({len(runs) + 1} of {len(args.seeds)})", flush=True)
+        runs.append(measure(args, seed))
+        print(json.dumps({k: v for k, v in runs[-1].items() if k != "curve"}), flush=True)
+    report = {"settings": vars(args), "machine": machine(), "runs": runs}
+    PUBLISHED.mkdir(parents=True, exist_ok=True)
+    (PUBLISHED / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(runs, args, PUBLISHED / f"{args.name}.png")
+    print(as_markdown(runs, args.goal))
+
+
+def measure(args, seed: int) -> dict:
+    """One run, read back from sacred's record."""
+    folder = ROOT / "results" / f"{args.name}_{datetime.now():%Y%m%d_%H%M%S}_seed{seed}"
+    command = [sys.executable, "src/main.py", f"--config={args.config}", "--env-config=smax", "with"]
+    command += [f"env_args.map_name={args.map}", f"seed={seed}", f"t_max={args.t_max}", f"local_results_path={folder}"]
+    started = time.time()
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    seconds = time.time() - started
+    if done.returncode != 0:
+        return {"seed": seed, "exit_code": done.returncode, "seconds": seconds}
+    metrics = json.loads((folder / "sacred" / "1" / "metrics.json").read_text())
+    wins = metrics["test_battle_won_mean"]
+    # Sacred's timestamps are UTC without a zone.
+    times = [datetime.fromisoformat(stamp + "+00:00").timestamp() - started for stamp in wins["timestamps"]]
+    curve = list(zip(wins["steps"], times, wins["values"], strict=True))
+    reached = next(((step, at) for step, at, value in curve if value >= args.goal), None)
+    return {
+        "seed": seed,
+        "exit_code": 0,
+        "seconds": round(seconds, 1),
+        "steps_to_goal": reached[0] if reached else None,
+        "seconds_to_goal": round(reached[1], 1) if reached else None,
+        "final_win_rate": curve[-1][2],
+        "best_win_rate": max(value for _, _, value in curve),
+        "curve": [[step, round(at, 1), value] for step, at, value in curve],
+    }
+
+
+def machine() -> dict:
+    models = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": len(models),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "date": f"{datetime.now():%Y-%m-%d}",
+    }
+
+
+def draw(runs: list[dict], args, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (by_step, by_time) = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
+    for run in runs:
+        if "curve" in run:
+            steps, seconds, wins = zip(*run["curve"], strict=True)
+            by_step.plot(steps, wins, label=f"seed {run['seed']}")
+            by_time.plot([s / 60 for s in seconds], wins)
+    for axis, label in ((by_step, "environment steps"), (by_time, "minutes since the start")):
+        axis.axhline(args.goal, color="grey", ls=":")
+        axis.set(xlabel=label, ylim=(-0.02, 1.02))
+        axis.grid(alpha=0.3)
+    by_step.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    by_step.set_ylabel("test win rate")
+    by_step.legend(fontsize=8)
+    figure.suptitle(f"{args.config} on SMAX {args.map}")
+    figure.savefig(path, dpi=120)
+
+
+def as_markdown(runs: list[dict], goal: float) -> str:
+    lines = [
+        f"| seed | steps to {goal:g} | seconds to {goal:g} | best | at the end | seconds in all |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        if run["exit_code"] != 0:
+            lines.append(f"| {run['seed']} | failed with exit code {run['exit_code']} | | | | {run['seconds']:.0f} |")
+            continue
+        steps = f"{run['steps_to_goal']:,}" if run["steps_to_goal"] else "not reached"
+        seconds = f"{run['seconds_to_goal']:.0f}" if run["seconds_to_goal"] else "-"
+        lines.append(
+            f"| {run['seed']} | {steps} | {seconds} | {run['best_win_rate']:.2f} | {run['final_win_rate']:.2f} "
+            f"| {run['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The Munchausen term: policies and soft values by hand, N1 and N8c, Theorem 5.1, nested loops over agents and actions."""
+
+import math
+
+import pytest
+import torch
+
+from objectives.munchausen import log_policy, munchausen_bonus, soft_value, taken_log_policy
+from objectives.td import one_step_targets
+
+
+def t64(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def close(actual, expected, tolerance=1e-6):
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), rtol=0, atol=tolerance)
+
+
+def random_rows(*shape, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    avail = (torch.rand(*shape, generator=rng) < 0.6).int()
+    avail[..., 0] |= avail.sum(-1) == 0
+    assert (avail == 0).any()
+    return torch.randn(*shape, generator=rng, dtype=torch.float64), avail
+
+
+# Q / tau = (0, log 3) on the available actions, so their policy is (1/4, 3/4).
+Q, AVAIL, TAU = t64([0.0, 0.5 * math.log(3), 7.0]), torch.tensor([1, 1, 0]), 0.5
+
+
+def test_policy_and_soft_value_by_hand():
+    close(log_policy(Q, AVAIL, TAU), [math.log(0.25), math.log(0.75), -math.inf])
+    close(soft_value(Q, AVAIL, TAU), 0.5 * math.log(1 + 3))
+
+
+def test_policies_of_n1_and_n8c():
+    pi = log_policy(t64([1.0, 2.0, -0.5, 3.0]), torch.tensor([1, 1, 0, 1]), 1.0).exp()
+    close(pi, [0.090031, 0.244728, 0.0, 0.665241])  # e, e^2, e^3 over their sum 30.192875
+    mu = log_policy(t64([0.1] + [0.0] * 9), torch.ones(10), 1.0).exp()[0]
+    close(mu, 0.109367)  # e^.1 / (e^.1 + 9)
+    close(-(mu / 0.955 - 1), 0.885479)  # a soft penalty moves the greedy action up by this times alpha
+
+
+@pytest.mark.parametrize(
+    ("log_rho", "tau", "l0", "bonus"),
+    [
+        (math.log(0.25), 0.5, -1.0, -0.693147),  # .5 log 1/4
+        (math.log(0.25), 0.5, -0.5, -0.5),  # clipped
+        (-2.0, 0.1, -1.0, -0.2),  # tau log rho is clipped, not log rho, which would give -.1
+        (-math.inf, 0.1, -1.0, -1.0),
+        (0.0, 0.1, -1.0, 0.0),
+        (1e-3, 0.1, -1.0, 0.0),  # rounding above probability 1
+    ],
+)
+def test_bonus_by_hand(log_rho, tau, l0, bonus):
+    close(munchausen_bonus(t64([log_rho]), tau, l0), [bonus])
+    close(munchausen_bonus(t64([log_rho]), t64(tau), t64(l0)), [bonus])
+
+
+def test_target_by_hand():
+    # y = 1 + .5 * (.5 log 1/4) + .9 * .5 log 4 = 1 - .346574 + .623832, for the first action
+    log_rho = taken_log_policy(Q.view(1, 1, 1, 3), AVAIL.view(1, 1, 1, 3), torch.zeros(1, 1, 1, 1).long(), TAU)
+    reward = 1 + 0.5 * munchausen_bonus(log_rho, TAU, -1.0)
+    v_next = soft_value(Q, AVAIL, TAU).view(1, 1, 1)
+    close(one_step_targets(reward, torch.zeros(1, 1, 1), v_next, gamma=0.9), [[[1.277259]]])
+
+
+@pytest.mark.parametrize("tau", [0.2, 1.0, 3.0])
+def test_nested_loops(tau):
+    B, T, N, A = 3, 4, 2, 5
+    q, avail = random_rows(B, T, N, A)
+    actions = avail.argmax(-1, keepdim=True)  # an available one
+    log_pi = torch.full((B, T, N, A), -math.inf, dtype=torch.float64)
+    value = torch.empty(B, T, N, dtype=torch.float64)
+    taken = torch.empty(B, T, N, dtype=torch.float64)
+    for b in range(B):
+        for t in range(T):
+            for i in range(N):
+                partition = sum(math.exp(q[b, t, i, k] / tau) for k in range(A) if avail[b, t, i, k])
+                value[b, t, i] = tau * math.log(partition)
+                for k in range(A):
+                    if avail[b, t, i, k]:
+                        log_pi[b, t, i, k] = math.log(math.exp(q[b, t, i, k] / tau) / partition)
+                    if k == actions[b, t, i, 0]:
+                        taken[b, t, i] = log_pi[b, t, i, k]
+    close(log_policy(q, avail, tau), log_pi, 1e-10)
+    close(soft_value(q, avail, tau), value, 1e-10)
+    close(taken_log_policy(q, avail, actions, tau), taken, 1e-10)
+
+
+def test_soft_value_lies_above_the_maximum_and_tends_to_it():
+    q, avail = random_rows(200, 6, seed=1)
+    best = q.masked_fill(avail == 0, -math.inf).max(-1).values
+    for tau in (1e-3, 0.1, 1.0):
+        value = soft_value(q, avail, tau)
+        assert (value >= best - 1e-12).all()
+        assert (value <= best + tau * avail.sum(-1).log() + 1e-6).all()
+    assert (value > best + 0.1).any()
+
+
+def test_soft_value_is_the_best_regularised_expectation():
+    """Theorem 5.1: with Q~ = Q - alpha tau log rho, V = max_pi E_pi[Q~] - alpha tau KL(pi||rho) + (1-alpha) tau H(pi)."""
+    alpha, tau = 0.4, 0.7
+    q_tilde, avail = random_rows(50, 5, seed=2)
+    log_rho = log_policy(random_rows(50, 5, seed=3)[0], avail, tau).masked_fill(avail == 0, 0.0)
+    q = q_tilde + alpha * tau * log_rho
+
+    def regularised(pi):
+        log_pi = torch.where(pi > 0, pi, 1.0).log()
+        kl, entropy = (pi * (log_pi - log_rho)).sum(-1), -(pi * log_pi).sum(-1)
+        return (pi * q_tilde).sum(-1) - alpha * tau * kl + (1 - alpha) * tau * entropy
+
+    value = soft_value(q, avail, tau)
+    close(regularised(log_policy(q, avail, tau).exp()), value, 1e-10)
+    for seed in range(20):
+        other = log_policy(random_rows(50, 5, seed=10 + seed)[0], avail, tau).exp()
+        assert (regularised(other) < value + 1e-12).all()
+
+
+def test_gradient_of_the_soft_value_is_the_policy():
+    q = Q.clone().requires_grad_()
+    soft_value(q, AVAIL, TAU).backward()
+    close(q.grad, [0.25, 0.75, 0.0])
+
+
+@pytest.mark.parametrize("wild", [1e6, -1e6, math.nan, math.inf, -math.inf])
+def test_unavailable_actions_change_neither_values_nor_gradients(wild):
+    clean, avail = random_rows(2, 3, 2, 5, seed=4)
+    actions = avail.argmax(-1, keepdim=True)
+    results = []
+    for q in (clean, clean.masked_fill(avail == 0, wild)):
+        q.requires_grad_()
+        value, taken = soft_value(q, avail, 0.5), taken_log_policy(q, avail, actions, 0.5)
+        (value**2 + taken**2).sum().backward()
+        results.append((value.detach(), taken.detach(), log_policy(q, avail, 0.5).detach(), q.grad))
+    for dirty, expected in zip(results[1], results[0], strict=True):
+        close(dirty, expected, 0)
+    assert (results[0][3] != 0).any()
+
+
+def test_shape_errors_name_both_shapes():
+    q = torch.zeros(2, 3, 4, 5)
+    cases = [
+        (lambda: log_policy(q, q[0], 1.0), "(2, 3, 4, 5)", "(3, 4, 5)"),
+        (lambda: soft_value(q, q[..., :1], 1.0), "(2, 3, 4, 5)", "(2, 3, 4, 1)"),
+        (lambda: taken_log_policy(q, q, torch.zeros(2, 3, 4).long(), 1.0), "(2, 3, 4, 1)", "(2, 3, 4)"),
+    ]
+    for call, one, other in cases:
+        with pytest.raises(ValueError, match="shape") as raised:
+            call()
+        assert one in str(raised.value)
+        assert other in str(raised.value)
