@@ -1,1 +1,12 @@
-"""Puts this folder on the import path, so that tests in its subfolders find `helpers`."""
+"""Fixtures of several tests. That this file is here puts its folder on the import path, for `helpers`."""
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def double():
+    """Networks, batches and arithmetic in float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -91,6 +91,34 @@ def random_batch(args, seed: int, episodes=EPISODES, scale: float = 1.0) -> Epis
     return batch
 
 
+def corrupt_padding(batch, episodes, seed=5, size=1e6):
+    """Wild values wherever a transition is not: behind the ends, and what is no part of the final observation."""
+    generator = torch.Generator().manual_seed(seed)
+    fields = batch.data.transition_data
+    for e, episode in enumerate(episodes):
+        for name, value in fields.items():
+            if name == "filled":
+                continue
+            start = episode.length + (name in ("obs", "state", "avail_actions") and episode.end != "terminated")
+            place = value[e, start:]
+            if name in ("obs", "state", "reward"):
+                place.copy_(size * torch.randn(place.shape, generator=generator))
+            else:
+                high = batch.scheme["avail_actions"]["vshape"][0] if name == "actions" else 2
+                place.copy_(torch.randint(high, place.shape, generator=generator))
+            if name == "avail_actions":
+                place[..., 0] = 1  # as every environment of this project does
+    return batch
+
+
+def without_last_actions(batch, episodes=EPISODES):
+    """Nothing is available after a termination, as in environments that do not care about what they show then."""
+    for e, episode in enumerate(episodes):
+        if episode.end == "terminated":
+            batch["avail_actions"][e, episode.length] = 0
+    return batch
+
+
 # --- learners
 
 

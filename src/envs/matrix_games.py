@@ -74,8 +74,7 @@ def _find_game(name: str, k: float | None, repeats: int | None) -> Game:
         raise UserError(f"env_args.repeats={repeats!r}: {name} always lasts {game.length} steps; leave repeats null")
     if type(repeats) is not int or repeats < 1:
         raise UserError(f"env_args.repeats={repeats!r}: needs an integer >= 1, or null for the game's own number")
-    (state,) = game.states
-    return _repeated(state.payoff, repeats)
+    return _repeated(next(iter(game.states)).payoff, repeats)
 
 
 class MatrixGameVectorEnv(VectorEnv):

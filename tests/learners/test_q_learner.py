@@ -8,6 +8,7 @@ from helpers import (
     RootMixer,
     WildMAC,
     assert_equal,
+    corrupt_padding,
     differs,
     gradients,
     make_args,
@@ -16,6 +17,7 @@ from helpers import (
     shake,
     step_by_step,
     weights,
+    without_last_actions,
 )
 
 from learners.q_learner import Transitions
@@ -27,14 +29,6 @@ ALGS = ("iql", "vdn", "qmix")
 
 
 GAMMA = 0.875  # exact in float32, which masks and flags have, so that float64 results agree to float64's precision
-
-
-@pytest.fixture
-def double():
-    """Networks, batches and arithmetic in float64."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 # The loss
@@ -158,24 +152,6 @@ def test_an_early_cut_has_no_step_behind_its_end():
 # Corruption
 
 
-def corrupt_padding(batch, episodes, seed=5, size=1e6):
-    """Wild values wherever a transition is not: behind the ends, and what is no part of the final observation."""
-    generator = torch.Generator().manual_seed(seed)
-    fields = batch.data.transition_data
-    for e, episode in enumerate(episodes):
-        for name, value in fields.items():
-            if name == "filled":
-                continue
-            start = episode.length + (name in ("obs", "state", "avail_actions") and episode.end != "terminated")
-            place = value[e, start:]
-            if name in ("obs", "state", "reward"):
-                place.copy_(size * torch.randn(place.shape, generator=generator))
-            else:
-                high = batch.scheme["avail_actions"]["vshape"][0] if name == "actions" else 2
-                place.copy_(torch.randint(high, place.shape, generator=generator))
-    return batch
-
-
 @pytest.mark.parametrize("td_lambda", [0.0, 0.6])
 @pytest.mark.parametrize("alg", ALGS)
 def test_padding_changes_nothing(alg, td_lambda):
@@ -188,6 +164,14 @@ def test_padding_changes_nothing(alg, td_lambda):
     assert {k: v.item() for k, v in clean.stats.items()} == {k: v.item() for k, v in wild.stats.items()}
     for ours, theirs in zip(gradients(learner, clean.loss), gradients(learner, wild.loss), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("alg", ALGS)
+def test_a_terminal_observation_may_offer_no_action(alg):
+    args = make_args(alg)
+    learner = make_learner(args)
+    expected = learner.objective(random_batch(args, seed=3)).loss
+    assert torch.equal(learner.objective(without_last_actions(random_batch(args, seed=3))).loss, expected)
 
 
 def test_what_is_no_padding_changes_the_loss():

@@ -162,7 +162,7 @@ def test_proposition_1_1_order_of_the_operators(T):
     assert (sup["lse"] <= sup["max"] + T * avail.sum(-1).log() + slack).all()
     assert (mean <= sup["lse_beta"] + slack).all()
     assert (sup["lse_beta"] <= sup["max"] + slack).all()
-    assert (sup["softmax"] < mean).any()  # this gap alone, with that of lse_mean and uniform, can be negative
+    assert (sup["softmax"] < mean).any()  # unlike those of max, lse and lse_beta, this gap can be negative
 
 
 @pytest.mark.parametrize("T", [0.1, 1.0, 3.0])

@@ -179,7 +179,7 @@ def test_theorem_3_7_lagrange_is_hedge():
         total = total + gaps
         hedge = 1 / (1 + math.exp(-eta * (total[1] - total[0])))  # sigmoid of the summed difference
         close(lagrange_weights(log_multipliers), [hedge, 1 - hedge], 1e-12)
-    assert 0.05 < hedge < 0.95 or abs(hedge - 0.5) > 0.1  # the weights did move
+    assert hedge < 0.1  # the weights did move
     assert paid <= total.min().item() + math.log(2) / eta + eta * rounds * largest**2 / 8
 
 
@@ -252,5 +252,5 @@ def test_shape_errors_name_both_shapes():
     }
     for name, functions in calls.items():
         for call in functions:
-            with pytest.raises(ValueError, match=rf"^{name} must have shape \(2\), got \(3,\)$"):
+            with pytest.raises(ValueError, match=rf"^{name} must have shape \(2,?\), got \(3,\)$"):
                 call()

@@ -1,0 +1,286 @@
+"""Mixers: the method's numbers N2 and N3 through QMIX made constant, monotonicity, counterfactuals, joint maxima."""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from modules.mixers import REGISTRY, counterfactual_q_tot
+from modules.mixers.qmix import QMixer
+from modules.mixers.vdn import VDNMixer
+
+
+def t64(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def close(actual, expected, tolerance=1e-6):
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), rtol=0, atol=tolerance)
+
+
+def mixer_args(n_agents=3, state_shape=5, embed=6, layers=2):
+    return SimpleNamespace(
+        n_agents=n_agents, state_shape=state_shape, mixing_embed_dim=embed, hypernet_layers=layers, hypernet_embed=7
+    )
+
+
+def qmixer(layers=2, seed=0, **sizes):
+    """Random weights, larger than the initial ones, so that the mixer bends and differs between states."""
+    torch.manual_seed(seed)
+    mixer = QMixer(mixer_args(layers=layers, **sizes))
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.mul_(2.0)
+    return mixer
+
+
+def n2_mixer(layers=2):
+    """QMIX whose hypernetworks give the weights of N2 in every state."""
+    mixer = QMixer(mixer_args(n_agents=2, state_shape=3, embed=2, layers=layers)).double()
+
+    def last(hypernet):
+        return hypernet[-1] if isinstance(hypernet, nn.Sequential) else hypernet
+
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.zero_()
+        last(mixer.hyper_w_1).bias.copy_(t64([1.0, -0.5, 0.25, 2.0]))  # a row of two hidden units for each agent
+        last(mixer.hyper_b_1).bias.copy_(t64([0.1, -0.3]))
+        last(mixer.hyper_w_final).bias.copy_(t64([0.5, -1.5]))
+        last(mixer.V).bias.copy_(t64([0.2]))
+    return mixer
+
+
+def n2(q, layers=2):
+    """f(q) of N2 for rows q (R, 2) -> (R,)."""
+    q = torch.as_tensor(q, dtype=torch.float64)
+    return n2_mixer(layers)(q.unsqueeze(0), torch.randn(1, len(q), 3, dtype=torch.float64)).view(-1)
+
+
+N2 = [
+    # hidden units 1 * 1 + .25 * -1 + .1 = .85 and .5 - 2 - .3 = -1.8: .5 * .85 + 1.5 (e^-1.8 - 1) + .2
+    # gradient .5 * 1 + 1.5 * .5 e^-1.8 and .5 * .25 + 1.5 * 2 e^-1.8
+    ([1.0, -1.0], -0.627052, [0.623974, 0.620897]),
+    ([0.0, 0.0], -0.138773, [1.055614, 2.347455]),
+    ([-2.0, 0.5], -0.604031, [0.640355, 2.243640]),
+    # hidden units 2.35 and 2.7, both linear: .5 * 2.35 + 1.5 * 2.7 + .2
+    ([2.0, 1.0], 5.425000, [1.250000, 3.125000]),
+]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("q", "value", "gradient"), N2)
+def test_n2_values_and_gradients(layers, q, value, gradient):
+    q = t64([q]).requires_grad_()
+    f = n2(q, layers)
+    close(f, [value])
+    f.sum().backward()
+    close(q.grad, [gradient])
+
+
+def test_n2_gains_are_positive_and_bounded():
+    q = (4 * torch.randn(500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    n2(q).sum().backward()
+    bound = t64([1.25, 3.125])  # 1 * .5 + .5 * 1.5 and .25 * .5 + 2 * 1.5
+    assert (q.grad > 0).all()
+    assert (q.grad <= bound + 1e-12).all()
+    close(q.grad.max(dim=0).values, bound)  # reached where both hidden units are linear
+
+
+def test_n2_is_convex():
+    x, y = t64([[-2.0, 0.5]]), t64([[2.0, 1.0]])
+    close(n2((x + y) / 2), [2.143750])
+    close((n2(x) + n2(y)) / 2, [2.410485])
+    rng = torch.Generator().manual_seed(1)
+    x, y = 3 * torch.randn(2, 500, 2, dtype=torch.float64, generator=rng)
+    assert (n2((x + y) / 2) <= (n2(x) + n2(y)) / 2 + 1e-12).all()
+
+
+def test_n2_is_supermodular():
+    rows = t64([[-2.0, -1.0], [-0.5, -1.0], [-2.0, 0.0], [-0.5, 0.0]])  # q, q + d1, q + d2, q + d1 + d2
+    f = n2(rows)
+    close(f, [-1.686433, -1.421855, -1.316418, -0.599415])
+    close(f[3] + f[0] - f[1] - f[2], 0.452424)
+    rng = torch.Generator().manual_seed(2)
+    q = 3 * torch.randn(500, 2, dtype=torch.float64, generator=rng)
+    d = 3 * torch.rand(500, 2, dtype=torch.float64, generator=rng)
+    first, second = d * t64([1.0, 0.0]), d * t64([0.0, 1.0])
+    assert (n2(q + d) + n2(q) >= n2(q + first) + n2(q + second) - 1e-12).all()
+
+
+def test_n3_counterfactuals_and_joint_maximum():
+    qs = t64([[[[0.5, 1.5, -1.0], [2.0, 0.0, 1.0]]]])  # the utilities of N1b, whose data plays (0, 2)
+    state = torch.zeros(1, 1, 3, dtype=torch.float64)
+    mixer = n2_mixer()
+    q_cf = counterfactual_q_tot(mixer, t64([[[0.5, 1.0]]]), qs, state)
+    # f(.5, 1) = 3.55, f(1.5, 1) = 4.8, f(-1, 1) = .5 (e^-.65 - 1) + 2;  f(.5, 2) = 6.675, f(.5, 0) = 1.5 e^-.05 - 1
+    close(q_cf, [[[[3.55, 4.8, 1.761023], [6.675, 0.426844, 3.55]]]])
+    close(mixer(t64([[[1.5, 2.0]]]), state), [[[7.925]]])  # .5 * 2.1 + 1.5 * 4.45 + .2
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_qmix_equals_its_formula_in_nested_loops(layers):
+    mixer = qmixer(layers)
+    rng = torch.Generator().manual_seed(3)
+    q, states = torch.randn(2, 3, 3, generator=rng), torch.randn(2, 3, 5, generator=rng)
+    actual = mixer(q, states)
+    for b in range(2):
+        for t in range(3):
+            s = states[b, t]
+            w1, b1, w2 = mixer.hyper_w_1(s), mixer.hyper_b_1(s), mixer.hyper_w_final(s)
+            total = mixer.V(s).item()
+            for k in range(6):
+                h = b1[k].item() + sum(abs(w1[i * 6 + k].item()) * q[b, t, i].item() for i in range(3))
+                total += abs(w2[k].item()) * (h if h > 0 else math.exp(h) - 1)
+            close(actual[b, t], [total], 1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_qmix_is_monotone_on_random_states(layers):
+    mixer = qmixer(layers)
+    rng = torch.Generator().manual_seed(4)
+    q = (3 * torch.randn(20, 30, 3, generator=rng)).requires_grad_()
+    states = 3 * torch.randn(20, 30, 5, generator=rng)
+    f = mixer(q, states)
+    f.sum().backward()
+    assert (q.grad >= 0).all()
+    assert (q.grad > 0).float().mean() > 0.9
+    for agent in range(3):
+        raised = q.detach().clone()
+        raised[..., agent] += 1.0
+        assert (mixer(raised, states) >= f - 1e-5).all()
+
+
+def test_qmix_depends_on_its_own_state_alone():
+    mixer = qmixer()
+    rng = torch.Generator().manual_seed(5)
+    q, states = torch.randn(2, 3, 3, generator=rng), torch.randn(2, 3, 5, generator=rng)
+    before = mixer(q, states)
+    states[1, 2] += 1.0
+    changed = (mixer(q, states) != before).squeeze(-1)
+    assert changed.tolist() == [[False, False, False], [False, False, True]]
+
+
+def test_vdn_is_the_sum():
+    q = torch.tensor([[[1.0, 2.0, -0.5], [0.0, 0.0, 4.0]]])
+    states = torch.randn(1, 2, 5)
+    close(VDNMixer()(q, states), [[[2.5], [4.0]]])
+
+
+class NoShortcut(nn.Module):
+    """A mixer that offers nothing but `forward`."""
+
+    def __init__(self, mixer):
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, agent_qs, states):
+        return self.mixer(agent_qs, states)
+
+
+def make_mixer(name):
+    return VDNMixer() if name == "vdn" else qmixer(layers=int(name[-1]))
+
+
+@pytest.mark.parametrize("name", ["vdn", "qmix1", "qmix2"])
+def test_counterfactuals_equal_brute_force(name):
+    mixer = make_mixer(name)
+    assert hasattr(mixer, "counterfactual")
+    B, T, N, A = 2, 3, 3, 4
+    rng = torch.Generator().manual_seed(6)
+    qs, states = torch.randn(B, T, N, A, generator=rng), torch.randn(B, T + 1, 5, generator=rng)[:, :-1]
+    actions = torch.randint(A, (B, T, N, 1), generator=rng)
+    chosen = qs.gather(3, actions).squeeze(3)
+    expected = torch.empty(B, T, N, A)
+    for b in range(B):
+        for t in range(T):
+            for i in range(N):
+                for k in range(A):
+                    q = chosen[b, t].clone()
+                    q[i] = qs[b, t, i, k]
+                    expected[b, t, i, k] = mixer(q.view(1, 1, N), states[b, t].view(1, 1, -1)).item()
+    close(counterfactual_q_tot(mixer, chosen, qs, states), expected, 1e-5)
+    close(counterfactual_q_tot(NoShortcut(mixer), chosen, qs, states), expected, 1e-5)
+    # Where an agent keeps its action, Q_tot is that of the data.
+    kept = expected.gather(3, actions).squeeze(3)
+    close(kept, mixer(chosen, states).expand_as(kept), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["vdn", "qmix1", "qmix2"])
+def test_gradients_of_counterfactuals_equal_those_of_the_generic_path(name):
+    mixer = make_mixer(name).double()
+    rng = torch.Generator().manual_seed(7)
+    qs = torch.randn(2, 3, 3, 4, generator=rng, dtype=torch.float64).requires_grad_()
+    chosen = torch.randn(2, 3, 3, generator=rng, dtype=torch.float64).requires_grad_()
+    states = torch.randn(2, 3, 5, generator=rng, dtype=torch.float64)
+    weights = torch.randn(2, 3, 3, 4, generator=rng, dtype=torch.float64)
+    leaves = [qs, chosen, *mixer.parameters()]
+    gradients = [
+        torch.autograd.grad((counterfactual_q_tot(path, chosen, qs, states) * weights).sum(), leaves)
+        for path in (mixer, NoShortcut(mixer))
+    ]
+    for fast, slow in zip(*gradients, strict=True):
+        close(fast, slow, 1e-9)
+    assert (gradients[0][1] != 0).any()
+
+
+@pytest.mark.parametrize("name", ["vdn", "qmix1", "qmix2"])
+def test_proposition_1_2_joint_maximum_is_the_mixed_maxima(name):
+    mixer = make_mixer(name)
+    B, N, A = 12, 3, 4
+    rng = torch.Generator().manual_seed(8)
+    qs, states = 2 * torch.randn(B, 1, N, A, generator=rng), torch.randn(B, 1, 5, generator=rng)
+    avail = torch.rand(B, 1, N, A, generator=rng) < 0.6
+    avail[..., 0] |= ~avail.any(-1)
+    best = mixer(qs.masked_fill(~avail, -torch.inf).max(-1).values, states)
+    for b in range(B):
+        totals = [
+            mixer(torch.stack([qs[b, 0, i, a] for i, a in enumerate(joint)]).view(1, 1, N), states[b : b + 1]).item()
+            for joint in itertools.product(range(A), repeat=N)
+            if all(avail[b, 0, i, a] for i, a in enumerate(joint))
+        ]
+        close(best[b, 0], [max(totals)], 1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_parameter_names_are_pymarls(layers):
+    """A mixer.th of PyMARL holds these names; a hypernetwork of one layer has no index."""
+    parts = {"hyper_b_1": [""], "V": ["0.", "2."]}
+    for name in ("hyper_w_1", "hyper_w_final"):
+        parts[name] = [""] if layers == 1 else ["0.", "2."]
+    expected = {f"{name}.{part}{kind}" for name, ps in parts.items() for part in ps for kind in ("weight", "bias")}
+    assert set(qmixer(layers).state_dict()) == expected
+
+
+def test_hypernetworks_have_the_sizes_asked_for():
+    two, one = QMixer(mixer_args(layers=2)), QMixer(mixer_args(layers=1))
+    assert [tuple(p.shape) for p in two.hyper_w_1.parameters()] == [(7, 5), (7,), (18, 7), (18,)]
+    assert [tuple(p.shape) for p in two.hyper_w_final.parameters()] == [(7, 5), (7,), (6, 7), (6,)]
+    assert [tuple(p.shape) for p in one.hyper_w_1.parameters()] == [(18, 5), (18,)]
+    assert [tuple(p.shape) for p in one.V.parameters()] == [(6, 5), (6,), (1, 6), (1,)]
+    with pytest.raises(ValueError, match="hypernet_layers must be 1 or 2, got 3"):
+        QMixer(mixer_args(layers=3))
+
+
+def test_state_shape_may_be_a_tuple():
+    assert QMixer(mixer_args(state_shape=(2, 4))).state_dim == 8
+
+
+def test_registry_builds_from_args():
+    assert isinstance(REGISTRY["vdn"](mixer_args()), VDNMixer)
+    assert isinstance(REGISTRY["qmix"](mixer_args()), QMixer)
+
+
+def test_shape_errors_name_both_shapes():
+    mixer = qmixer()
+    with pytest.raises(ValueError, match=r"agent_qs must have shape \(2, 4, 3\), got \(2, 4, 2\)"):
+        mixer(torch.zeros(2, 4, 2), torch.zeros(2, 4, 5))
+    with pytest.raises(ValueError, match=r"agent_qs must have shape \(2, 5, 3\), got \(2, 4, 3\)"):
+        mixer(torch.zeros(2, 4, 3), torch.zeros(2, 5, 5))
+    with pytest.raises(ValueError, match=r"states must have shape \(any, any, 5\), got \(2, 4, 6\)"):
+        mixer(torch.zeros(2, 4, 3), torch.zeros(2, 4, 6))
+    with pytest.raises(ValueError, match=r"chosen must have shape \(2, 4, 3\), got \(2, 4, 1\)"):
+        counterfactual_q_tot(mixer, torch.zeros(2, 4, 1), torch.zeros(2, 4, 3, 6), torch.zeros(2, 4, 5))
