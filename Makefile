@@ -44,7 +44,8 @@ docs: setup  ## write docs/configuration.md anew from the yaml files and the sch
 	$(RUN) src/config/document.py
 
 bench: setup  ## measure the main job: six seeds of `make train`, one after another (about an hour)
-	$(RUN) benchmarks/main_job.py
+	$(RUN) benchmarks/learning.py --name main_job --config greedy_qmix --env-config smax --metric test_battle_won_mean \
+		--goal 0.9 --seeds 1 2 3 4 5 6 --with env_args.map_name=3m t_max=$(T_MAX)
 
 clean:  ## remove .venv; results stay
 	rm -rf $(VENV)

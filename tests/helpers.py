@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +25,14 @@ SIZES = {"n_agents": AGENTS, "n_actions": ACTIONS, "obs_shape": OBS, "state_shap
 # --- configurations
 
 
-def make_args(alg: str, sizes=SIZES, env="matrix_games", **overrides) -> Args:
-    """The args of a run of `--config=alg`, with small networks, for an environment of the given sizes."""
+def make_args(alg: str, env="matrix_games", unchecked=None, **overrides) -> Args:
+    """The args of a run of `--config=alg`, with small networks, for an environment of the sizes above.
+
+    What stands in `unchecked` replaces keys after the configuration was checked.
+    """
     small = {"rnn_hidden_dim": 8, "mixing_embed_dim": 6, "hypernet_embed": 5, "use_cuda": False}
-    args = freeze(load(alg, env, {**small, **overrides}))
-    return extend(args, device="cpu", unique_token="test", **sizes)
+    config = load(alg, env, {**small, **overrides})
+    return extend(freeze({**config, **(unchecked or {})}), device="cpu", unique_token="test", **SIZES)
 
 
 def make_scheme(args) -> tuple[dict, dict, dict]:
@@ -133,13 +135,17 @@ class RecordingLogger:
         self.stats.setdefault(key, []).append((t, float(value)))
 
 
-def make_learner(args, seed: int = 0, mac_class=BasicMAC):
-    """The learner that `args` names, with weights drawn from `seed`."""
+def make_mac(args, seed: int = 0, mac_class=BasicMAC):
+    """A controller with weights drawn from `seed`."""
     torch.manual_seed(seed)
     scheme, groups, preprocess = make_scheme(args)
-    full_scheme = EpisodeBatch(scheme, groups, 1, 1, preprocess=preprocess).scheme
-    mac = mac_class(full_scheme, groups, args)
-    return learner_REGISTRY[args.learner](mac, full_scheme, RecordingLogger(), args)
+    return mac_class(EpisodeBatch(scheme, groups, 1, 1, preprocess=preprocess).scheme, groups, args)
+
+
+def make_learner(args, seed: int = 0, mac_class=BasicMAC):
+    """The learner that `args` names, with weights drawn from `seed`."""
+    mac = make_mac(args, seed, mac_class)
+    return learner_REGISTRY[args.learner](mac, make_scheme(args)[0], RecordingLogger(), args)
 
 
 def networks(learner) -> dict[str, nn.Module]:
@@ -227,25 +233,26 @@ class RootMixer(nn.Module):
 
 
 def script(env: int, episode: int) -> Episode:
-    """How `episode` (from 0) of environment `env` goes. Neighbours differ, so that mixed-up episodes are noticed."""
-    length = 1 + (3 * env + 5 * episode + env * episode) % LIMIT
-    if length == LIMIT and (env + episode) % 2:
-        return Episode(length, "limit")
-    return Episode(length, "early" if (2 * env + episode) % 4 == 0 else "terminated")
+    """How `episode` (from 0) of environment `env` goes: any length, any end."""
+    rng = np.random.default_rng((env, episode))
+    length = int(rng.integers(1, LIMIT + 1))
+    if rng.random() < 0.5:
+        return Episode(length, "terminated")
+    return Episode(length, "limit" if length == LIMIT else "early")
 
 
 def shown(env: int, episode: int, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Observations (N, O), state (S,) and availability (N, A) at step t."""
-    noise = [math.sin(12.9898 * env + 78.233 * episode + 37.719 * t + 4.1 * k) for k in range(AGENTS)]
-    obs = np.array([[env, episode, t, noise[i]] for i in range(AGENTS)], dtype=np.float32)
-    state = np.array([env, episode, t, 10 * env + episode, 1], dtype=np.float32)
+    place = 12.9898 * env + 78.233 * episode + 37.719 * t
+    obs = np.sin([[place * (1 + k) + 4.1 * i for k in range(OBS)] for i in range(AGENTS)])
+    state = np.array([env, episode, t, 10 * env + episode, 1])
     avail = np.array([[1] + [(env + episode + t + i + a) % 3 > 0 for a in range(1, ACTIONS)] for i in range(AGENTS)])
-    return obs, state, avail.astype(np.int32)
+    return obs.astype(np.float32), state.astype(np.float32), avail.astype(np.int32)
 
 
 def paid(env: int, episode: int, t: int, actions) -> float:
-    """The reward of step t; whole numbers, so that sums are exact."""
-    return float(1000 * env + 100 * episode + 10 * t + sum((i + 1) * int(a) for i, a in enumerate(actions)))
+    """The reward of step t, different for all joint actions; whole numbers, so that sums are exact."""
+    return float(100_000 * env + 1_000 * episode + 100 * t + sum(4**i * int(a) for i, a in enumerate(actions)))
 
 
 class ScriptedEnv(MultiAgentEnv):
@@ -254,7 +261,7 @@ class ScriptedEnv(MultiAgentEnv):
     n_agents, episode_limit = AGENTS, LIMIT
 
     def __init__(self, seed: int):
-        self.number, self.episode, self.t, self.actions, self.closed = seed, -1, 0, [], False
+        self.number, self.episode, self.t, self.closed = seed, -1, 0, False
 
     def reset(self):
         self.episode, self.t = self.episode + 1, 0
@@ -262,7 +269,6 @@ class ScriptedEnv(MultiAgentEnv):
 
     def step(self, actions):
         plan = script(self.number, self.episode)
-        self.actions.append([int(a) for a in actions])
         reward = paid(self.number, self.episode, self.t, actions)
         self.t += 1
         done = self.t == plan.length
@@ -328,6 +334,40 @@ class ScriptedVectorEnv(VectorEnv):
     def _observe(self):
         views = [shown(*where) for where in zip(self.numbers, self.episodes, self.t, strict=True)]
         return Observation(*(torch.tensor(np.stack(part)) for part in zip(*views, strict=True)))
+
+
+def assert_as_scripted(batch: EpisodeBatch, env: int, episode: int, limit_is_an_end: bool = False) -> None:
+    """A batch of one holds this episode: everything that was shown, also at its end, what was done, and no more."""
+    plan = script(env, episode)
+    length = plan.length
+    assert batch.max_seq_length == LIMIT + 1
+    assert batch["filled"][0, :, 0].tolist() == [1] * (length + 1) + [0] * (LIMIT - length)
+    for t in range(length + 1):
+        obs, state, avail = shown(env, episode, t)
+        assert torch.equal(batch["obs"][0, t], torch.tensor(obs))
+        assert torch.equal(batch["state"][0, t], torch.tensor(state))
+        assert torch.equal(batch["avail_actions"][0, t], torch.tensor(avail))
+    for t in range(length):
+        actions = batch["actions"][0, t, :, 0]
+        assert batch["avail_actions"][0, t].gather(1, actions.unsqueeze(1)).all(), "an unavailable action was taken"
+        assert batch["reward"][0, t].item() == paid(env, episode, t, actions), "stored actions are not those played"
+    is_end = limit_is_an_end or plan.end == "terminated"
+    assert batch["terminated"][0, :, 0].tolist() == [0] * (length - 1) + [int(is_end)] + [0] * (LIMIT + 1 - length)
+    for field, value in batch.data.transition_data.items():
+        behind = length + (field in ("obs", "state", "avail_actions", "filled"))
+        assert not value[0, behind:].any(), f"{field} is not zero behind the episode"
+
+
+def masked_greedy(q: torch.Tensor, batch) -> torch.Tensor:
+    """The best available actions (B, T, N); of padding, action 0."""
+    return q.masked_fill(batch["avail_actions"] == 0, -torch.inf).argmax(dim=3)
+
+
+def sharpen(mac, factor: float = 3.0) -> None:
+    """Enlarge the weights, so that actions depend on observations and memory more than on biases."""
+    with torch.no_grad():
+        for parameter in mac.parameters():
+            parameter.mul_(factor)
 
 
 # --- whole runs

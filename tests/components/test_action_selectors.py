@@ -32,7 +32,8 @@ def assert_frequencies(actual, expected, draws=DRAWS):
 
 
 def test_registry_holds_pymarls_names():
-    assert REGISTRY == {"epsilon_greedy": EpsilonGreedyActionSelector, "multinomial": MultinomialActionSelector}
+    assert REGISTRY["epsilon_greedy"] is EpsilonGreedyActionSelector
+    assert REGISTRY["multinomial"] is MultinomialActionSelector
 
 
 def test_epsilon_greedy_frequencies():
@@ -41,7 +42,7 @@ def test_epsilon_greedy_frequencies():
     # .4 is spread over all four actions, the best keeps .6 besides
     all_four = make(EpsilonGreedyActionSelector, 0.4).select_action(q, torch.ones(DRAWS, 1, 4).int(), t_env=0)
     assert_frequencies(frequencies(all_four), [0.1, 0.1, 0.1, 0.7])
-    # without the last, .3 goes to each of two, .3 + .1 to the third: epsilon .9 over three actions
+    # .9 is spread over the three available ones, the best of them keeps .1 besides
     avail = torch.tensor([1, 1, 1, 0]).expand(DRAWS, 1, 4)
     three = make(EpsilonGreedyActionSelector, 0.9).select_action(q, avail, t_env=0)
     assert_frequencies(frequencies(three), [0.3, 0.4, 0.3, 0.0])

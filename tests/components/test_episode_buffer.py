@@ -8,6 +8,7 @@ from components import episode_buffer
 from components.episode_buffer import EpisodeBatch, ReplayBuffer, episode_bytes
 from components.transforms import OneHot
 from utils.errors import UserError
+from utils.seeding import seed_everything
 
 N, A, O, T = 2, 3, 4, 5
 SCHEME = {
@@ -216,9 +217,11 @@ class TestEpisodeBatch:
 
     def test_unknown_fields(self):
         batch = make_batch()
-        with pytest.raises(KeyError, match="'rewards' is not a stored field of this batch; it has .*'reward'"):
+        with pytest.raises(KeyError, match=r"'rewards' is not a stored field of this batch; it has .*'reward'"):
             batch.update({"rewards": torch.zeros(3, T, 1)})
-        with pytest.raises(KeyError, match="'rewards' is not a field of this batch; it has .*'actions_onehot'.*'reward'"):
+        with pytest.raises(
+            KeyError, match=r"'rewards' is not a field of this batch; it has .*'actions_onehot'.*'reward'"
+        ):
             batch["rewards"]
 
     @pytest.mark.xfail(strict=True, reason="names that the batch lacks are left out silently")
@@ -313,7 +316,7 @@ class TestReplayBuffer:
             replay.sample(3)
 
     def test_samples_are_whole_different_episodes(self):
-        np.random.seed(0)
+        seed_everything(0)
         replay = make_replay(size=8)
         replay.insert_episode_batch(episodes(*range(1, 12)))  # 1, 2, 3 are overwritten by 9, 10, 11
         counts = dict.fromkeys(range(4, 12), 0)
@@ -328,13 +331,13 @@ class TestReplayBuffer:
         assert all(abs(count - 150) < 40 for count in counts.values())
 
     def test_a_half_empty_ring_samples_what_it_holds(self):
-        np.random.seed(0)
+        seed_everything(0)
         replay = make_replay(size=8)
         replay.insert_episode_batch(episodes(1, 2, 3))
         assert sorted(numbers_in(replay.sample(3))) == [1, 2, 3]
 
     def test_samples_end_with_their_longest_episode(self):
-        np.random.seed(0)
+        seed_everything(0)
         lengths = {1: 2, 2: 4, 3: 3}
         replay = make_replay(size=4)
         replay.insert_episode_batch(episodes(*lengths, lengths=list(lengths.values())))
@@ -376,7 +379,9 @@ class TestReplayBuffer:
     def test_refuses_what_does_not_fit(self, monkeypatch):
         # An episode takes 441 bytes; of 2000 free ones it proposes to use at most four fifths: three episodes.
         monkeypatch.setattr(episode_buffer, "available_bytes", lambda device: 2000)
-        with pytest.raises(UserError, match="buffer_size=5: the replay needs 2.2 KiB on cpu.*set buffer_size=3 or less"):
+        with pytest.raises(
+            UserError, match=r"buffer_size=5: the replay needs 2\.2 KiB on cpu.*set buffer_size=3 or less"
+        ):
             make_replay(size=5)
         make_replay(size=4)
 
@@ -392,5 +397,5 @@ class TestReplayBuffer:
 
     def test_refusal_on_a_gpu_points_to_the_hosts_memory(self, monkeypatch):
         monkeypatch.setattr(episode_buffer, "available_bytes", lambda device: 2000)
-        with pytest.raises(UserError, match="on cuda:0 .*or buffer_cpu_only=True"):
+        with pytest.raises(UserError, match=r"on cuda:0 .*or buffer_cpu_only=True"):
             ReplayBuffer(SCHEME, GROUPS, 5, T, device="cuda:0")

@@ -223,9 +223,7 @@ def test_values_are_returned_as_they_are():
     ],
 )
 def test_selected_actions_are_available(selector, output, epsilon, test_mode):
-    mac = make_mac(
-        action_selector=selector, agent_output_type=output, epsilon_start=epsilon, epsilon_finish=epsilon
-    )
+    mac = make_mac(action_selector=selector, agent_output_type=output, epsilon_start=epsilon, epsilon_finish=epsilon)
     mac.agent = FixedAgent([0.0, 1.0, 50.0])  # the best action is often not available
     batch = random_batch(B=40, T=41)
     mac.init_hidden(40)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import (
     EPISODES,
-    SIZES,
     Episode,
     WildMAC,
     assert_equal,
@@ -23,7 +22,6 @@ from helpers import (
     without_last_actions,
 )
 
-from config.schema import extend, freeze, load
 from utils.errors import UserError
 from utils.networks import NonFiniteError
 
@@ -635,10 +633,8 @@ def test_a_non_finite_loss_is_named_and_changes_nothing(value):
 
 
 def test_without_a_mixer_it_is_refused():
-    config = load("greedy_qmix", "matrix_games", {"use_cuda": False})
-    args = extend(freeze({**config, "mixer": None}), device="cpu", unique_token="test", **SIZES)
     with pytest.raises(UserError, match="needs a mixer"):
-        make_learner(args)
+        make_learner(make_args("greedy_qmix", unchecked={"mixer": None}))
 
 
 def test_single_step_episodes_work():

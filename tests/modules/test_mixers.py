@@ -284,3 +284,14 @@ def test_shape_errors_name_both_shapes():
         mixer(torch.zeros(2, 4, 3), torch.zeros(2, 4, 6))
     with pytest.raises(ValueError, match=r"chosen must have shape \(2, 4, 3\), got \(2, 4, 1\)"):
         counterfactual_q_tot(mixer, torch.zeros(2, 4, 1), torch.zeros(2, 4, 3, 6), torch.zeros(2, 4, 5))
+
+
+def test_counterfactual_gradients_match_finite_differences():
+    torch.manual_seed(5)
+    mixer = QMixer(
+        SimpleNamespace(n_agents=3, state_shape=4, mixing_embed_dim=5, hypernet_layers=2, hypernet_embed=6)
+    ).double()
+    chosen = torch.randn(2, 3, 3, dtype=torch.double, requires_grad=True)
+    qs = torch.randn(2, 3, 3, 4, dtype=torch.double, requires_grad=True)
+    states = torch.randn(2, 3, 4, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(mixer.counterfactual, (chosen, qs, states))

@@ -243,7 +243,7 @@ def test_gradient_of_the_gap_is_policy_minus_data():
 
 def test_bad_arguments():
     q, avail = torch.zeros(2, 3), torch.ones(2, 3)
-    with pytest.raises(ValueError, match="op must be one of max, lse, .*got 'mean'"):
+    with pytest.raises(ValueError, match=r"op must be one of max, lse, .*got 'mean'"):
         sup_value(q, avail, "mean")
     with pytest.raises(ValueError, match="needs the behaviour"):
         sup_value(q, avail, "lse_beta")

@@ -1,4 +1,4 @@
-"""The Munchausen term: policies and soft values by hand, N1 and N8c, Theorem 5.1, nested loops over agents and actions."""
+"""The Munchausen term: policies and soft values by hand, N1 and N8c, Theorem 5.1, nested loops."""
 
 import math
 
@@ -100,7 +100,7 @@ def test_soft_value_lies_above_the_maximum_and_tends_to_it():
 
 
 def test_soft_value_is_the_best_regularised_expectation():
-    """Theorem 5.1: with Q~ = Q - alpha tau log rho, V = max_pi E_pi[Q~] - alpha tau KL(pi||rho) + (1-alpha) tau H(pi)."""
+    """Theorem 5.1, Q~ = Q - alpha tau log rho: V = max_pi E_pi[Q~] - alpha tau KL(pi||rho) + (1-alpha) tau H(pi)."""
     alpha, tau = 0.4, 0.7
     q_tilde, avail = random_rows(50, 5, seed=2)
     log_rho = log_policy(random_rows(50, 5, seed=3)[0], avail, tau).masked_fill(avail == 0, 0.0)

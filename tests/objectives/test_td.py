@@ -162,7 +162,9 @@ def test_padding_has_no_effect_on_the_loss(wild):
     "wild",
     [
         1e6,
-        pytest.param(float("nan"), marks=pytest.mark.xfail(strict=True, reason="0 * nan in the backward of the square")),
+        pytest.param(
+            float("nan"), marks=pytest.mark.xfail(strict=True, reason="0 * nan in the backward of the square")
+        ),
     ],
 )
 def test_padding_has_no_effect_on_the_gradient(wild):

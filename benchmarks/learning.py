@@ -1,9 +1,10 @@
-"""Measure the main job: `make train` with several seeds, one after another.
+"""Measure how runs learn: one command line with several seeds, one run after another.
 
-For each seed: steps and seconds until the test win rate first reaches the goal, and the win rate at the end. Writes
-results/published/main_job.json and main_job.png, and prints the table as markdown.
+For each seed: steps and seconds until a logged metric first reaches the goal, its best and its last value. Writes
+NAME.json (settings, machine, curves) and NAME.png to results/published and prints the table as markdown.
 
-  python benchmarks/main_job.py --seeds 1 2 3 4 5 6 --t-max 300000
+  python benchmarks/learning.py --name main_job --config greedy_qmix --env-config smax \\
+      --metric test_battle_won_mean --goal 0.9 --seeds 1 2 3 4 5 6 --with env_args.map_name=3m t_max=300000
 """
 
 import argparse
@@ -23,12 +24,13 @@ PACKAGES = ("torch", "numpy", "jax", "jaxmarl", "sacred")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", required=True, help="of the files in results/published")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--env-config", required=True)
+    parser.add_argument("--with", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])
-    parser.add_argument("--t-max", type=int, default=300000, help="environment steps of each run")
-    parser.add_argument("--config", default="greedy_qmix")
-    parser.add_argument("--map", default="3m")
-    parser.add_argument("--goal", type=float, default=0.9, help="test win rate to reach")
-    parser.add_argument("--name", default="main_job", help="of the files below results/published")
+    parser.add_argument("--metric", default="test_return_mean", help="a logged name")
+    parser.add_argument("--goal", type=float, required=True, help="value of the metric to reach")
     args = parser.parse_args()
 
     runs = []
@@ -46,18 +48,18 @@ def main() -> None:
 def measure(args, seed: int) -> dict:
     """One run, read back from sacred's record."""
     folder = ROOT / "results" / f"{args.name}_{datetime.now():%Y%m%d_%H%M%S}_seed{seed}"
-    command = [sys.executable, "src/main.py", f"--config={args.config}", "--env-config=smax", "with"]
-    command += [f"env_args.map_name={args.map}", f"seed={seed}", f"t_max={args.t_max}", f"local_results_path={folder}"]
+    command = [sys.executable, "src/main.py", f"--config={args.config}", f"--env-config={args.env_config}", "with"]
+    command += [*args.overrides, f"seed={seed}", f"local_results_path={folder}"]
     started = time.time()
     done = subprocess.run(command, cwd=ROOT, check=False)
     seconds = time.time() - started
     if done.returncode != 0:
         return {"seed": seed, "exit_code": done.returncode, "seconds": seconds}
     metrics = json.loads((folder / "sacred" / "1" / "metrics.json").read_text())
-    wins = metrics["test_battle_won_mean"]
+    metric = metrics[args.metric]
     # Sacred's timestamps are UTC without a zone.
-    times = [datetime.fromisoformat(stamp + "+00:00").timestamp() - started for stamp in wins["timestamps"]]
-    curve = list(zip(wins["steps"], times, wins["values"], strict=True))
+    times = [datetime.fromisoformat(stamp + "+00:00").timestamp() - started for stamp in metric["timestamps"]]
+    curve = list(zip(metric["steps"], times, metric["values"], strict=True))
     reached = next(((step, at) for step, at, value in curve if value >= args.goal), None)
     return {
         "seed": seed,
@@ -65,8 +67,8 @@ def measure(args, seed: int) -> dict:
         "seconds": round(seconds, 1),
         "steps_to_goal": reached[0] if reached else None,
         "seconds_to_goal": round(reached[1], 1) if reached else None,
-        "final_win_rate": curve[-1][2],
-        "best_win_rate": max(value for _, _, value in curve),
+        "last": curve[-1][2],
+        "best": max(value for _, _, value in curve),
         "curve": [[step, round(at, 1), value] for step, at, value in curve],
     }
 
@@ -96,17 +98,17 @@ def draw(runs: list[dict], args, path: Path) -> None:
     figure, (by_step, by_time) = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
     for run in runs:
         if "curve" in run:
-            steps, seconds, wins = zip(*run["curve"], strict=True)
-            by_step.plot(steps, wins, label=f"seed {run['seed']}")
-            by_time.plot([s / 60 for s in seconds], wins)
+            steps, seconds, values = zip(*run["curve"], strict=True)
+            by_step.plot(steps, values, label=f"seed {run['seed']}")
+            by_time.plot([s / 60 for s in seconds], values)
     for axis, label in ((by_step, "environment steps"), (by_time, "minutes since the start")):
         axis.axhline(args.goal, color="grey", ls=":")
-        axis.set(xlabel=label, ylim=(-0.02, 1.02))
+        axis.set(xlabel=label)
         axis.grid(alpha=0.3)
     by_step.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-    by_step.set_ylabel("test win rate")
+    by_step.set_ylabel(args.metric)
     by_step.legend(fontsize=8)
-    figure.suptitle(f"{args.config} on SMAX {args.map}")
+    figure.suptitle(" ".join([args.config, args.env_config, *args.overrides]), fontsize=10)
     figure.savefig(path, dpi=120)
 
 
@@ -122,8 +124,7 @@ def as_markdown(runs: list[dict], goal: float) -> str:
         steps = f"{run['steps_to_goal']:,}" if run["steps_to_goal"] else "not reached"
         seconds = f"{run['seconds_to_goal']:.0f}" if run["seconds_to_goal"] else "-"
         lines.append(
-            f"| {run['seed']} | {steps} | {seconds} | {run['best_win_rate']:.2f} | {run['final_win_rate']:.2f} "
-            f"| {run['seconds']:.0f} |"
+            f"| {run['seed']} | {steps} | {seconds} | {run['best']:.2f} | {run['last']:.2f} | {run['seconds']:.0f} |"
         )
     return "\n".join(lines)
 

@@ -1,0 +1,121 @@
+"""Helpers around networks."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from utils.networks import NonFiniteError, blend, copy_state, unroll
+
+
+def net(value, counter=0.0):
+    """A parameter tensor and a buffer that hold the values."""
+    module = nn.Linear(2, 1)
+    module.register_buffer("counter", torch.tensor(counter))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(value)
+    return module
+
+
+def values(module):
+    return {p.item() for parameter in module.parameters() for p in parameter.flatten()}
+
+
+def test_blend_moves_a_share_of_the_way():
+    target, source = net(1.0), net(3.0, counter=7.0)
+    blend(target, source, 0.25)
+    assert values(target) == {1.5}  # .75 * 1 + .25 * 3
+    assert values(source) == {3.0}
+    assert target.counter.item() == 7.0
+    blend(target, source, 0.5)
+    assert values(target) == {2.25}
+
+
+def test_blend_of_one_copies_and_does_not_share():
+    target, source = net(1.0), net(3.0, counter=7.0)
+    blend(target, source, 1.0)
+    assert values(target) == {3.0}
+    assert target.counter.item() == 7.0
+    blend(source, net(5.0), 1.0)
+    assert values(target) == {3.0}
+
+
+def test_blend_leaves_no_graph_and_keeps_parameters_trainable():
+    target, source = net(1.0), net(3.0)
+    blend(target, source, 0.25)
+    for parameter in target.parameters():
+        assert parameter.is_leaf
+        assert parameter.requires_grad
+        assert parameter.grad is None
+
+
+def test_blend_refuses_another_architecture():
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        blend(nn.Linear(2, 2, bias=False), nn.Linear(2, 2), 0.5)
+
+
+def test_copy_state_prefers_the_file(tmp_path):
+    path = tmp_path / "target.th"
+    torch.save(net(5.0).state_dict(), path)
+    target = net(1.0)
+    copy_state(path, target, net(3.0))
+    assert values(target) == {5.0}
+
+
+def test_copy_state_without_a_file_takes_the_source(tmp_path):
+    target, source = net(1.0), net(3.0)
+    copy_state(tmp_path / "missing.th", target, source)
+    assert values(target) == {3.0}
+    blend(source, net(9.0), 1.0)
+    assert values(target) == {3.0}
+
+
+class Batch:
+    batch_size, max_seq_length = 2, 3
+
+
+class StepController:
+    """A controller as PyMARL's: outputs are the number of steps since its memory began."""
+
+    def init_hidden(self, batch_size):
+        self.steps = torch.zeros(batch_size)
+
+    def forward(self, batch, t):
+        assert self.steps[0] == t
+        self.steps = self.steps + 1
+        return self.steps.view(-1, 1, 1).expand(-1, 2, 4)
+
+
+class SequenceController(StepController):
+    def unroll(self, batch):
+        return "one call"
+
+
+def test_unroll_steps_a_controller_of_pymarl():
+    controller = StepController()
+    for _ in range(2):  # the second time from fresh memory
+        outputs = unroll(controller, Batch())
+        assert outputs.shape == (2, 3, 2, 4)
+        for t in range(3):
+            assert (outputs[:, t] == t + 1).all()
+
+
+def test_unroll_uses_the_controllers_own():
+    assert unroll(SequenceController(), Batch()) == "one call"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_error_names_the_first_bad_term(bad):
+    terms = {"td_loss": torch.tensor(1.5), "penalty": torch.tensor(bad), "gradient norm": torch.tensor(math.nan)}
+    error = NonFiniteError(terms)
+    assert isinstance(error, ArithmeticError)
+    assert error.culprit == "penalty"
+    assert error.terms["td_loss"] == 1.5
+    assert str(error).startswith(f"penalty is {bad}; terms: ")
+    assert "td_loss" in str(error)
+
+
+def test_non_finite_error_without_a_bad_term():
+    assert NonFiniteError({"td_loss": torch.tensor(1.0)}).culprit == "unknown"
