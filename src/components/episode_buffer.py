@@ -75,9 +75,6 @@ class EpisodeBatch:
         for key, value in data.items():
             if key in self.data.transition_data:
                 target, index = self.data.transition_data[key], (bs, ts)
-                if mark_filled:
-                    self.data.transition_data["filled"][index] = 1
-                    mark_filled = False
             elif key in self.data.episode_data:
                 target, index = self.data.episode_data[key], bs
             else:
@@ -87,6 +84,9 @@ class EpisodeBatch:
             if not _same_but_for_ones(value.shape, place.shape):
                 raise ValueError(f"field {key!r}: cannot store shape {tuple(value.shape)} as {tuple(place.shape)}")
             target[index] = value.reshape(place.shape)
+            if mark_filled and key in self.data.transition_data:
+                self.data.transition_data["filled"][index] = 1
+                mark_filled = False
 
     @overload
     def __getitem__(self, item: str) -> torch.Tensor: ...
@@ -106,12 +106,17 @@ class EpisodeBatch:
                     return self._derive(source, transforms)
             raise KeyError(f"{item!r} is not a field of this batch; it has {sorted(self.scheme)}")
         if isinstance(item, tuple) and all(isinstance(key, str) for key in item):
+            unknown = [key for key in item if key not in self.scheme]
+            if unknown:
+                raise KeyError(f"{unknown} are not fields of this batch; it has {sorted(self.scheme)}")
+            sources = [source for source, (name, _) in self.preprocess.items() if name in item]
+            kept = {*item, *sources, "filled"}  # a derived field needs what it is derived from
             return self._with(
                 SimpleNamespace(
-                    transition_data={k: v for k, v in self.data.transition_data.items() if k in (*item, "filled")},
-                    episode_data={k: v for k, v in self.data.episode_data.items() if k in item},
+                    transition_data={k: v for k, v in self.data.transition_data.items() if k in kept},
+                    episode_data={k: v for k, v in self.data.episode_data.items() if k in kept},
                 ),
-                {k: v for k, v in self.preprocess.items() if k in item},
+                {k: v for k, v in self.preprocess.items() if k in kept},
             )
         bs, ts = item if isinstance(item, tuple) else (item, slice(None))
         bs, ts = _as_index(bs), _as_index(ts)
@@ -168,7 +173,7 @@ class ReplayBuffer(EpisodeBatch):
         self.nbytes = episode_bytes(scheme, groups, max_seq_length) * buffer_size
         free = available_bytes(device)
         if self.nbytes > free:
-            fitting = int(0.8 * free / (self.nbytes / buffer_size))
+            fitting = max(1, int(0.8 * free / (self.nbytes / buffer_size)))
             raise UserError(
                 f"buffer_size={buffer_size}: the replay needs {format_bytes(self.nbytes)} on {device} "
                 f"({format_bytes(self.nbytes / buffer_size)} an episode), but {format_bytes(free)} are free; "
@@ -182,17 +187,27 @@ class ReplayBuffer(EpisodeBatch):
         self._lengths = np.zeros(buffer_size, dtype=np.int64)  # filled steps of each episode, kept on the host
 
     def insert_episode_batch(self, ep_batch: EpisodeBatch) -> None:
+        """Store whole episodes; ones of fewer steps than the ring's are padded with zeros.
+
+        Raises:
+            ValueError: the batch lacks a field, or is longer than the ring's episodes.
+        """
+        missing = set(self._stored()) - set(ep_batch._stored())
+        if missing or ep_batch.max_seq_length > self.max_seq_length:
+            raise ValueError(
+                f"cannot store episodes of {ep_batch.max_seq_length} steps without {sorted(missing)} "
+                f"in a replay of {self.max_seq_length} steps with {sorted(self._stored())}"
+            )
         lengths = ep_batch["filled"].sum(dim=(1, 2)).cpu().numpy()
         start = 0
         while start < ep_batch.batch_size:
             count = min(ep_batch.batch_size - start, self.buffer_size - self.buffer_index)
             rows, place = slice(start, start + count), slice(self.buffer_index, self.buffer_index + count)
-            for mine, theirs in (
-                (self.data.transition_data, ep_batch.data.transition_data),
-                (self.data.episode_data, ep_batch.data.episode_data),
-            ):
-                for key, value in theirs.items():
-                    mine[key][place] = value[rows].to(self.device)
+            for key, mine in self.data.transition_data.items():
+                mine[place, : ep_batch.max_seq_length] = ep_batch.data.transition_data[key][rows].to(self.device)
+                mine[place, ep_batch.max_seq_length :] = 0
+            for key, mine in self.data.episode_data.items():
+                mine[place] = ep_batch.data.episode_data[key][rows].to(self.device)
             self._lengths[place] = lengths[rows]
             self.buffer_index = (self.buffer_index + count) % self.buffer_size
             self.episodes_in_buffer = min(self.episodes_in_buffer + count, self.buffer_size)
@@ -249,7 +264,7 @@ def episode_bytes(scheme: Mapping, groups: Mapping, max_seq_length: int) -> int:
 def _as_index(item):
     """An integer becomes a slice of length 1, so that the dimension stays."""
     if isinstance(item, int | np.integer):
-        return slice(item, item + 1)
+        return slice(item, item + 1 or None)  # -1 is the last
     if isinstance(item, np.ndarray | torch.Tensor):
         return item.tolist() if item.dtype != bool else item
     return item

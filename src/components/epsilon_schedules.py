@@ -13,8 +13,8 @@ class DecayThenFlatSchedule:
         self.finish = finish
         self.time_length = time_length
         self.decay = decay
-        # the exponential reaches `finish` at `time_length`; without a positive finish it falls to exp(-1)
-        self.exp_scaling = -time_length / math.log(finish) if finish > 0 else 1
+        # exp(-T / scaling) reaches `finish` at `time_length`; for a finish that it never reaches, PyMARL's scaling is 1
+        self.exp_scaling = -time_length / math.log(finish) if 0 < finish < 1 else 1
 
     def eval(self, T: int) -> float:
         """The value at step T."""

@@ -17,10 +17,11 @@ from modules.mixers import counterfactual_q_tot
 from objectives import conservative, gate, munchausen
 from objectives.td import lambda_targets, td_loss
 from utils.errors import UserError
-from utils.networks import blend, unroll
+from utils.networks import NonFiniteError, blend, unroll
 from utils.shapes import masked_mean, masked_std
 
 HEADS = ("independent", "cooperative")
+STATISTICS = ("gap_ema", "target_std", "reward_std", "log_multipliers", "weights")
 LEAST_SCALE = 1e-3  # keeps temperatures positive while every reward so far was the same
 
 
@@ -39,6 +40,15 @@ class GreedyQLearner(QLearner):
         self.log_multipliers = torch.zeros(2)
         fixed = args.gate.weight_independent if args.gate.mode == "fixed" else 0.5
         self.weights = torch.tensor([fixed, 1 - fixed])
+
+    def train(self, batch, t_env: int, episode_num: int) -> None:
+        before = {name: getattr(self, name) for name in STATISTICS}
+        try:
+            super().train(batch, t_env, episode_num)
+        except NonFiniteError:
+            for name, value in before.items():
+                setattr(self, name, value)
+            raise
 
     def objective(self, batch) -> Objective:
         """Sum over heads of TD loss and conservative penalty, weighed by the gate (section 1.2 of the method)."""
@@ -173,12 +183,7 @@ class GreedyQLearner(QLearner):
         state = {
             "slow_agent": self.slow_mac.agent.state_dict(),
             "slow_mixer": self.slow_mixer.state_dict(),
-            "gap_ema": self.gap_ema,
-            "target_std": self.target_std,
-            "reward_std": self.reward_std,
-            "log_multipliers": self.log_multipliers,
-            "weights": self.weights,
-        }
+        } | {name: getattr(self, name) for name in STATISTICS}
         torch.save(state, Path(path) / "greedy.th")
 
     def load_models(self, path: str) -> None:
@@ -193,5 +198,5 @@ class GreedyQLearner(QLearner):
         state = torch.load(file, map_location=device, weights_only=True)
         self.slow_mac.agent.load_state_dict(state["slow_agent"])
         self.slow_mixer.load_state_dict(state["slow_mixer"])
-        for name in ("gap_ema", "target_std", "reward_std", "log_multipliers", "weights"):
+        for name in STATISTICS:
             setattr(self, name, state[name])

@@ -26,19 +26,21 @@ class Transitions:
     reward: torch.Tensor  # (B, T, 1)
     terminated: torch.Tensor  # (B, T, 1) 1 where the episode ended for good, so that nothing is bootstrapped
     mask: torch.Tensor  # (B, T, 1) 1 on steps that were played
-    avail: torch.Tensor  # (B, T+1, N, A) all ones on padding, so that no maximum there is infinite
+    avail: (
+        torch.Tensor
+    )  # (B, T+1, N, A) all ones where nothing is available (padding, an end), so that every maximum is finite
     state: torch.Tensor  # (B, T+1, S)
 
     @classmethod
     def of(cls, batch) -> "Transitions":
-        filled = batch["filled"]
+        filled, avail = batch["filled"], batch["avail_actions"]
         return cls(
             actions=batch["actions"][:, :-1],
             reward=batch["reward"][:, :-1],
             terminated=batch["terminated"][:, :-1].float(),
             # A step was played if the observation after it is there: right for terminated and truncated ends alike.
             mask=filled[:, 1:].float(),
-            avail=batch["avail_actions"].masked_fill(filled.unsqueeze(-1) == 0, 1),
+            avail=avail.masked_fill((filled.unsqueeze(-1) == 0) | (avail == 0).all(dim=-1, keepdim=True), 1),
             state=batch["state"],
         )
 
@@ -84,7 +86,7 @@ class QLearner:
         # its learning rates and gradient clip carry over.
         (2 * objective.loss).backward()
         grad_norm = nn.utils.clip_grad_norm_(self.params, self.args.grad_norm_clip)
-        if not torch.isfinite(grad_norm):
+        if not torch.isfinite(grad_norm + objective.loss.detach()):
             raise NonFiniteError({**objective.terms, "gradient norm": grad_norm})
         self.optimiser.step()
         self._update_targets(episode_num)

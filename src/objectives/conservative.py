@@ -31,7 +31,7 @@ def sup_value(
     """
     check_same_shape(q=q, avail=avail)
     q_avail = q.masked_fill(avail == 0, -torch.inf)
-    n_avail = (avail > 0).sum(dim=-1)
+    n_avail = (avail > 0).sum(dim=-1).to(q.dtype)
     if op == "max":
         return q_avail.max(dim=-1).values
     if op == "lse":

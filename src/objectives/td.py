@@ -48,4 +48,5 @@ def td_loss(q: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.
         q, target, mask: (B, T, X), one shape.
     """
     check_same_shape(q=q, target=target, mask=mask)
-    return masked_mean(0.5 * (q - target.detach()) ** 2, mask)
+    error = torch.where(mask.bool(), q - target.detach(), 0.0)  # masked first: 0 * NaN in a backward is NaN
+    return masked_mean(0.5 * error**2, mask)

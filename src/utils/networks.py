@@ -10,7 +10,7 @@ class NonFiniteError(ArithmeticError):
     """A loss or gradient is NaN or infinite. `terms` are the parts it was made of, `culprit` the first bad one."""
 
     def __init__(self, terms: dict[str, torch.Tensor]):
-        self.terms = {name: float(value) for name, value in terms.items()}
+        self.terms = {name: float(value.detach()) for name, value in terms.items()}
         bad = [name for name, value in terms.items() if not torch.isfinite(value).all()]
         self.culprit = bad[0] if bad else "unknown"
         super().__init__(f"{self.culprit} is {self.terms.get(self.culprit)}; terms: {self.terms}")

@@ -37,6 +37,8 @@ def load_plugin(kind: str, name: str) -> Callable:
         UserError: the module or the class does not exist. Errors inside the module are raised as they are.
     """
     module_name, _, class_name = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
+        raise UserError(f"{kind}={name!r}: a class of your own is named as package.module:ClassName")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -47,7 +49,7 @@ def load_plugin(kind: str, name: str) -> Callable:
             f"{kind}={name!r}: no module named {module_name!r}; it must lie in the current folder or on PYTHONPATH"
         ) from error
     if not hasattr(module, class_name):
-        raise UserError(f"{kind}={name!r}: {module.__file__} has no class {class_name!r}")
+        raise UserError(f"{kind}={name!r}: module {module_name} has no class {class_name!r}")
     return getattr(module, class_name)
 
 

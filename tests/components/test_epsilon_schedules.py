@@ -38,7 +38,6 @@ def test_no_time_to_fall(decay):
     assert schedule.eval(0) == schedule.eval(5) == 0.05
 
 
-@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="log(finish) is 0, and is divided by")
 @pytest.mark.parametrize("decay", ["linear", "exp"])
 def test_constant_one(decay):
     """Uniformly random play, as for data of the matrix games."""

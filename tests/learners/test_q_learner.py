@@ -409,6 +409,25 @@ def test_a_non_finite_gradient_of_a_finite_loss_is_named(monkeypatch):
     assert_equal(weights(learner), before)
 
 
+def test_a_non_finite_loss_of_finite_gradients_is_named():
+    """A term without gradient, such as a constant that overflowed, makes the loss meaningless all the same."""
+    learner = make_learner(make_args("qmix"))
+    plain = learner.objective
+
+    def objective(batch):
+        found = plain(batch)
+        found.terms["constant"] = torch.tensor(torch.inf)
+        found.loss = found.loss + found.terms["constant"]
+        return found
+
+    learner.objective = objective
+    before = weights(learner)
+    with pytest.raises(NonFiniteError) as error:
+        learner.train(random_batch(learner.args, seed=1), t_env=0, episode_num=0)
+    assert error.value.culprit == "constant"
+    assert_equal(weights(learner), before)
+
+
 # Parts written for PyMARL
 
 

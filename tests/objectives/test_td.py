@@ -158,15 +158,7 @@ def test_padding_has_no_effect_on_the_loss(wild):
     close(td_loss(rows([1, 2, 3]), rows([0, 4, wild]), rows([1, 1, 0])), 1.25, 0)
 
 
-@pytest.mark.parametrize(
-    "wild",
-    [
-        1e6,
-        pytest.param(
-            float("nan"), marks=pytest.mark.xfail(strict=True, reason="0 * nan in the backward of the square")
-        ),
-    ],
-)
+@pytest.mark.parametrize("wild", [1e6, float("nan")])
 def test_padding_has_no_effect_on_the_gradient(wild):
     q = rows([1, 2, 3]).requires_grad_()
     td_loss(q, rows([0, 4, wild]), rows([1, 1, 0])).backward()

@@ -1,0 +1,68 @@
+"""Every algorithm trains briefly on every environment whose packages are installed."""
+
+import importlib.util
+import math
+import os
+import sys
+
+import pytest
+from helpers import read_run, run_main
+
+from config.schema import config_files
+
+ALGS = sorted(config_files("algs"))
+TINY = {
+    "rnn_hidden_dim": 16,
+    "mixing_embed_dim": 8,
+    "hypernet_embed": 8,
+    "batch_size": 4,
+    "buffer_size": 64,
+    "test_nepisode": 2,
+    "use_cuda": False,
+    "plot": False,
+    "target_update_interval": 8,
+}
+# Each environment: the packages that it needs, and settings with which a few episodes take a moment.
+ENVS = {
+    "matrix_games": ((), {"t_max": 100}),
+    "gymma": (("gymnasium", "lbforaging"), {"t_max": 120, "batch_size_run": 4, "env_args.time_limit": 8}),
+    # As many test battles as training battles: a batch of another size would be compiled anew.
+    "smax": (("jax", "jaxmarl"), {"t_max": 300, "batch_size_run": 8, "test_nepisode": 8, "env_args.time_limit": 12}),
+    "sc2": (("smac",), {"t_max": 120}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_import_path(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_environment_has_settings_here():
+    assert sorted(ENVS) == sorted(config_files("envs"))
+    assert {"iql", "vdn", "qmix", "greedy_qmix"} <= set(ALGS)
+
+
+@pytest.mark.parametrize("env", ENVS)
+@pytest.mark.parametrize("alg", ALGS)
+def test_it_trains(alg, env, tmp_path):
+    packages, settings = ENVS[env]
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"{', '.join(missing)} not installed")
+    if env == "sc2" and not os.path.isdir(os.environ.get("SC2PATH", "")):
+        pytest.skip("StarCraft II is not at $SC2PATH")
+    intervals = {f"{name}interval": 1 for name in ("log_", "runner_log_", "learner_log_")} | {"test_interval": 60}
+    options = [f"{key}={value}" for key, value in {**TINY, **intervals, **settings}.items()]
+    code = run_main(f"--config={alg}", f"--env-config={env}", "with", *options, f"local_results_path={tmp_path}")
+    assert code == 0
+    run = read_run(tmp_path)
+    assert run["status"] == "COMPLETED"
+    metrics = run["metrics"]
+    for name, metric in metrics.items():
+        assert all(math.isfinite(value) for value in metric["values"]), name
+    assert max(metrics["updates"]["values"]) >= 4
+    assert len(set(metrics["loss"]["values"])) >= 4
+    assert {"return_mean", "test_return_mean", "ep_length_mean", "grad_norm", "epsilon"} <= metrics.keys()
+    # What was printed is in the record, to the end.
+    assert "test return" in run["cout"]
+    assert "sacred record" in run["cout"]
