@@ -87,6 +87,7 @@ class Run(Section):
     updates_per_episode: Positive
     gamma: Decay
     lr: Positive
+    lr_finish: NonNegative | None
     critic_lr: Positive
     optimizer: Literal["rmsprop", "adam"]
     optim_alpha: Decay
@@ -127,6 +128,7 @@ class Gate(Section):
     joint: Literal["auto", "max", "cf"]
     p: Positive
     eps: Positive
+    prior_cooperative: Annotated[float, Field(gt=0, lt=1)]
     ema: Decay
     floor: Annotated[float, Field(ge=0, lt=0.5)]
     weight_independent: Share

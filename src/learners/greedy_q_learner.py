@@ -115,9 +115,10 @@ class GreedyQLearner(QLearner):
         gaps = torch.stack([masked_mean(gap_i, step.mask.expand_as(gap_i)), masked_mean(gap_c, step.mask)])
         self.gap_ema = gate.smooth(self.gap_ema, gaps, cfg.ema)
         if cfg.mode == "direct":
-            self.weights = gate.direct_weights(self.gap_ema, cfg.eps * self.target_std.mean(), cfg.p, cfg.floor)
+            eps = cfg.eps * self.target_std.mean()
+            self.weights = gate.direct_weights(self.gap_ema, eps, cfg.p, cfg.floor, cfg.prior_cooperative)
         elif cfg.mode == "hard":
-            self.weights = gate.hard_weights(self.gap_ema, cfg.floor)
+            self.weights = gate.hard_weights(self.gap_ema, cfg.floor, cfg.prior_cooperative)
         elif cfg.mode == "lagrange":
             self.log_multipliers = gate.lagrange_step(self.log_multipliers, gaps, cfg.eta, cfg.l_max)
             self.weights = gate.lagrange_weights(self.log_multipliers, cfg.floor)

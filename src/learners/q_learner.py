@@ -88,6 +88,10 @@ class QLearner:
         grad_norm = nn.utils.clip_grad_norm_(self.params, self.args.grad_norm_clip)
         if not torch.isfinite(grad_norm + objective.loss.detach()):
             raise NonFiniteError({**objective.terms, "gradient norm": grad_norm})
+        if self.args.lr_finish is not None:
+            done = min(1.0, t_env / self.args.t_max)
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.args.lr + done * (self.args.lr_finish - self.args.lr)
         self.optimiser.step()
         self._update_targets(episode_num)
         if t_env - self.log_stats_t >= self.args.learner_log_interval:

@@ -17,30 +17,35 @@ def smooth(previous: torch.Tensor | None, value: torch.Tensor, decay: float) -> 
     return value.clone() if previous is None else decay * previous + (1 - decay) * value
 
 
-def direct_weights(gaps: torch.Tensor, eps, p: float = 1.0, floor: float = 0.0) -> torch.Tensor:
-    """w_h = (relu(d_h) + eps)^-p / sum, then w <- floor + (1 - 2 floor) w.
+def direct_weights(
+    gaps: torch.Tensor, eps, p: float = 1.0, floor: float = 0.0, prior_cooperative: float = 0.5
+) -> torch.Tensor:
+    """w_h = prior_h (relu(d_h) + eps)^-p / sum, then w <- floor + (1 - 2 floor) w.
 
     With p = 1, eps = 0 the weighted gap w . d is the harmonic mean of the two, at most twice the smaller.
 
     Args:
         gaps: (2,). eps: > 0, in units of the gap. p: > 0, larger is harder. floor: in [0, .5), least weight.
+        prior_cooperative: in (0, 1), the cooperative head's weight at equal gaps.
 
     Returns:
         (2,), positive, summing to 1.
     """
     check_shape("gaps", gaps, (2,))
-    inverse = (gaps.relu() + eps) ** -p
+    prior = torch.tensor([1 - prior_cooperative, prior_cooperative], dtype=gaps.dtype, device=gaps.device)
+    inverse = prior * (gaps.relu() + eps) ** -p
     return _with_floor(inverse / inverse.sum(), floor)
 
 
-def hard_weights(gaps: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
-    """All weight to the head with the smaller gap, as min(Q1, Q2) does; a tie goes to the independent head.
+def hard_weights(gaps: torch.Tensor, floor: float = 0.0, prior_cooperative: float = 0.5) -> torch.Tensor:
+    """All weight to the head with the smaller gap, as min(Q1, Q2) does; a tie goes to the head of larger prior.
 
     If both heads regress on one target, this picks min(V_I, V_C) exactly (Theorem 3.2 of the method).
     """
     check_shape("gaps", gaps, (2,))
     gaps = gaps.relu()
-    independent = (gaps[0] <= gaps[1]).to(gaps.dtype)
+    prefer_independent = gaps[0] <= gaps[1] if prior_cooperative <= 0.5 else gaps[0] < gaps[1]
+    independent = prefer_independent.to(gaps.dtype)
     return _with_floor(torch.stack([independent, 1 - independent]), floor)
 
 

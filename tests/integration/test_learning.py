@@ -18,7 +18,7 @@ from runners.game_tables import joint_action_batch
 from utils.logging import Logger
 from utils.seeding import seed_everything
 
-UNIFORM = {"epsilon_start": 1.0, "epsilon_finish": 0.999999}
+UNIFORM = {"epsilon_start": 1.0, "epsilon_finish": 1.0}
 SETTINGS = {
     "use_cuda": False,
     "plot": False,
@@ -65,7 +65,7 @@ def greedy_return(experiment) -> float:
 
 
 def fit_uniform_data(alg: str, game: str, updates: int, seed: int = 0) -> Experiment:
-    """Training on a batch that holds every sequence of joint actions exactly once, so that no sampling noise remains."""
+    """Training on a batch that holds every sequence of joint actions once: no sampling noise remains."""
     experiment = train(alg, {"game": game}, t_max=1, seed=seed)
     length, A = experiment.args.episode_limit, experiment.args.n_actions
     plans = torch.cartesian_prod(*[torch.arange(A)] * (2 * length)).view(-1, length, 2)  # (A^2T, T, 2)

@@ -294,7 +294,7 @@ class Reference:
         self.target_std = [max(self.smooth(a, b), 1e-3) for a, b in zip(self.target_std, spreads, strict=True)]
 
         def mean(values):
-            return sum(float(v) for v in values) / len(values)
+            return sum(float(torch.as_tensor(v).detach()) for v in values) / len(values)
 
         stats = {
             "td_error_abs": mean([abs(error.item()) for error in errors_c]),
@@ -307,7 +307,7 @@ class Reference:
         for h, head in enumerate(("independent", "cooperative")):
             stats |= {f"td_loss_{head}": td[h], f"penalty_{head}": penalty[h]}
             stats |= {f"gap_{head}": self.gaps[h], f"gate_weight_{head}": self.weights[h]}
-        return loss, {key: float(value) for key, value in stats.items()}
+        return loss, {key: float(torch.as_tensor(value).detach()) for key, value in stats.items()}
 
     def update_weights(self, gaps):
         gate = self.args.gate

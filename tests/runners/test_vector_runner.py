@@ -30,16 +30,13 @@ def _scripted(monkeypatch):
     monkeypatch.setitem(VECTOR_REGISTRY, "scripted", ScriptedVectorEnv)
 
 
-def make(runner_class, env, seed, n_envs, epsilon=0.0, **overrides):
+def make(runner_class, env, env_seed, n_envs, epsilon=0.0, **overrides):
     exploration = {"epsilon_start": epsilon, "epsilon_finish": epsilon}
     batch_size_run = {"runner": "vector", "batch_size_run": n_envs}
     args = make_args(
         "qmix",
-        unchecked={"env": env, "env_args": {"seed": seed}},
-        seed=seed,
-        **exploration,
-        **batch_size_run,
-        **overrides,
+        unchecked={"env": env, "env_args": {"seed": env_seed}},
+        **{"seed": env_seed, **exploration, **batch_size_run, **overrides},
     )
     runner = runner_class(args, RecordingLogger())
     mac = make_mac(args)
@@ -216,6 +213,14 @@ def test_evaluation_disturbs_neither_open_episodes_nor_memory(kind):
     runner = make_runner(kind)
     assert_same_episodes(collect(runner, 25, between=lambda: runner.evaluate(5)), undisturbed)
     assert len(runner.logger.stats["test_return_mean"]) == 25
+
+
+def test_test_environments_are_none_of_the_training_environments():
+    """Also where the environments' seed is not the run's."""
+    for run_seed in range(SEED - 2 * ENVS, SEED + ENVS):
+        runner = make_runner(seed=run_seed)
+        runner.evaluate(ENVS)
+        assert not set(runner.test_env.numbers) & set(runner.env.numbers), run_seed
 
 
 def test_a_later_evaluation_starts_fresh_episodes_and_forgets_the_earlier_one():

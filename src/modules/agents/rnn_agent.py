@@ -12,6 +12,7 @@ class RNNAgent(nn.Module):
         self.fc1 = nn.Linear(input_shape, args.rnn_hidden_dim)
         self.rnn = nn.GRUCell(args.rnn_hidden_dim, args.rnn_hidden_dim)
         self.fc2 = nn.Linear(args.rnn_hidden_dim, args.n_actions)
+        self.norm1, self.norm2 = nn.Identity(), nn.Identity()
 
     def init_hidden(self) -> torch.Tensor:
         """The memory at the start of an episode, (1, H)."""
@@ -19,16 +20,27 @@ class RNNAgent(nn.Module):
 
     def forward(self, inputs: torch.Tensor, hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One step: inputs (R, I), memory (any shape of R*H values) -> values (R, A), memory (R, H)."""
-        x = F.relu(self.fc1(inputs))
+        x = F.relu(self.norm1(self.fc1(inputs)))
         h = self.rnn(x, hidden_state.reshape(-1, self.args.rnn_hidden_dim))
-        return self.fc2(h), h
+        return self.fc2(self.norm2(h)), h
 
     def unroll(self, inputs: torch.Tensor, hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """All steps at once: inputs (T, R, I), memory (R, H) -> values (T, R, A), last memory (R, H).
 
         The cell's weights run through torch's fused GRU (cuDNN on a GPU).
         """
-        x = F.relu(self.fc1(inputs))
+        x = F.relu(self.norm1(self.fc1(inputs)))
         weights = [self.rnn.weight_ih, self.rnn.weight_hh, self.rnn.bias_ih, self.rnn.bias_hh]
         h, last = torch.gru(x, hidden_state.unsqueeze(0).contiguous(), weights, True, 1, 0.0, False, False, False)
-        return self.fc2(h), last.squeeze(0)
+        return self.fc2(self.norm2(h)), last.squeeze(0)
+
+
+class NormalisedRNNAgent(RNNAgent):
+    """The same with layer normalisation before the ReLU and after the GRU.
+
+    Normalised features keep Q-learning stable (Gallici et al. 2024, PQN).
+    """
+
+    def __init__(self, input_shape: int, args):
+        super().__init__(input_shape, args)
+        self.norm1, self.norm2 = nn.LayerNorm(args.rnn_hidden_dim), nn.LayerNorm(args.rnn_hidden_dim)
