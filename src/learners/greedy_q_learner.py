@@ -89,17 +89,22 @@ class GreedyQLearner(QLearner):
         return Objective(loss, terms, stats | {key: value.detach() for key, value in terms.items()})
 
     def _penalties(self, step, q_t, chosen, q_tot, state, avail) -> list[torch.Tensor]:
-        """alpha_h d_h: the independent head's mean gap of the agents, the cooperative head's counterfactual gap."""
+        """alpha_h d_h: the independent head's mean gap of the agents, the cooperative head's counterfactual gap.
+
+        alpha and the temperature are in units of the targets' spread, so that the trade-off against the TD loss does
+        not change with the scale of the reward.
+        """
         cfg = self.args.conservative
+        scale_i, scale_c = self.target_std
         nothing = chosen.new_zeros(())
         penalty_i = penalty_c = nothing
         if cfg.alpha_independent > 0:
-            gaps = conservative.agent_gaps(q_t, avail, chosen, cfg.op, cfg.temperature * self.target_std[0])
-            penalty_i = cfg.alpha_independent * masked_mean(gaps, step.mask.expand_as(gaps))
+            gaps = conservative.agent_gaps(q_t, avail, chosen, cfg.op, cfg.temperature * scale_i)
+            penalty_i = cfg.alpha_independent * scale_i * masked_mean(gaps, step.mask.expand_as(gaps))
         if cfg.alpha_cooperative > 0:
             q_cf = counterfactual_q_tot(self.mixer, chosen, q_t, state)
-            gaps = conservative.counterfactual_gap(q_cf, avail, q_tot, cfg.op, cfg.temperature * self.target_std[1])
-            penalty_c = cfg.alpha_cooperative * masked_mean(gaps, step.mask)
+            gaps = conservative.counterfactual_gap(q_cf, avail, q_tot, cfg.op, cfg.temperature * scale_c)
+            penalty_c = cfg.alpha_cooperative * scale_c * masked_mean(gaps, step.mask)
         return [penalty_i, penalty_c]
 
     def _update_gate(self, step: Transitions, q_t, chosen, q_tot) -> None:

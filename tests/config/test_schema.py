@@ -196,7 +196,10 @@ def bounds():
     yield "hypernet_layers", (1, 2), (0, 3, True)
 
 
-CLEAR = {"target_update_tau": ["target_update_interval=None"]}
+CLEAR = {
+    "target_update_tau": ["target_update_interval=None"],
+    "target_update_interval": ["target_update_tau=None"],
+}
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, inside, _ in bounds() for value in inside])
@@ -419,7 +422,7 @@ def test_a_plugin_key_that_args_cannot_have_is_refused(key):
     [
         (
             ["runner=episode"],
-            "runner='episode' (command line) and batch_size_run=32 (src/config/envs/smax.yaml): ",
+            "runner='episode' (command line) and batch_size_run=64 (src/config/envs/smax.yaml): ",
             "also set batch_size_run=1, or runner=vector",
         ),
         (
@@ -428,8 +431,8 @@ def test_a_plugin_key_that_args_cannot_have_is_refused(key):
             "raise buffer_size or lower batch_size",
         ),
         (
-            ["target_update_tau=0.01"],
-            "target_update_interval=200 (src/config/default.yaml) and target_update_tau=0.01 (command line): ",
+            ["target_update_interval=200"],
+            "target_update_interval=200 (command line) and target_update_tau=0.03 (src/config/algs/greedy_qmix.yaml): ",
             "set one of them to null (on the command line: None)",
         ),
         (

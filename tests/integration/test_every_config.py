@@ -20,7 +20,8 @@ TINY = {
     "test_nepisode": 2,
     "use_cuda": False,
     "plot": False,
-    "target_update_interval": 8,
+    "target_update_interval": None,
+    "target_update_tau": 0.1,
 }
 # Each environment: the packages that it needs, and settings with which a few episodes take a moment.
 ENVS = {

@@ -29,6 +29,7 @@ from utils.networks import NonFiniteError
 SHARED = {
     "optimizer": "rmsprop",
     "lr": 0.002,
+    "lr_finish": None,
     "optim_alpha": 0.99,
     "optim_eps": 1e-5,
     "grad_norm_clip": 10,
@@ -46,6 +47,7 @@ BLOCKS = {
         "joint": "auto",
         "p": 1.5,
         "eps": 0.125,
+        "prior_cooperative": 0.5,
         "ema": 0.75,
         "floor": 0.0625,
         "weight_independent": 0.25,
@@ -282,7 +284,7 @@ class Reference:
                 excess[0].append(sup(own, op, temperature[0]) - chosen[i])
                 excess[1].append(sup(joint, op, temperature[1]) - q_tot[e, t])
         alphas = (args.conservative.alpha_independent, args.conservative.alpha_cooperative)
-        penalty = [alpha * sum(excess[h]) / len(excess[h]) for h, alpha in enumerate(alphas)]
+        penalty = [a * self.target_std[h] * sum(excess[h]) / len(excess[h]) for h, a in enumerate(alphas)]
         if args.gate.mode == "none":
             loss = sum(td) + sum(penalty)
         elif args.gate.acts_on == "loss":
@@ -313,7 +315,8 @@ class Reference:
         gate = self.args.gate
         if gate.mode == "direct":
             eps = gate.eps * sum(self.target_std) / 2
-            trust = [1 / (max(gap, 0) + eps) ** gate.p for gap in self.gaps]
+            priors = (1 - gate.prior_cooperative, gate.prior_cooperative)
+            trust = [prior / (max(gap, 0) + eps) ** gate.p for prior, gap in zip(priors, self.gaps, strict=True)]
         elif gate.mode == "hard":
             independent = max(self.gaps[0], 0) <= max(self.gaps[1], 0)
             trust = [float(independent), float(not independent)]
@@ -330,6 +333,7 @@ class Reference:
 CASES = {
     "direct": {},
     "direct, linear, no floor": {"gate": {"p": 1.0, "floor": 0.0, "eps": 0.01}},
+    "direct, with a prior": {"gate": {"prior_cooperative": 0.875}},
     "direct on penalty": {"gate": {"acts_on": "penalty"}},
     "direct, counterfactual gap": {"gate": {"joint": "cf"}},
     "hard": {"gate": {"mode": "hard"}},
@@ -439,11 +443,17 @@ class TestGate:
         learner.objective(gaps_of(learner, worst=True))
         assert learner.weights.tolist() == pytest.approx([0.95, 0.05])
 
-    def test_data_of_the_best_actions_leaves_no_gap_and_equal_weights(self):
-        learner = self.learner()
-        learner.objective(gaps_of(learner, worst=False))
-        assert learner.gap_ema.tolist() == pytest.approx([0, 0], abs=1e-12)
-        assert learner.weights.tolist() == pytest.approx([0.5, 0.5])
+    def test_data_of_the_best_actions_leaves_no_gap_and_the_prior_decides(self):
+        for mode, prior, expected in (
+            ("direct", 0.5, 0.5),
+            ("direct", 0.9, 0.9),
+            ("hard", 0.5, 0.0),
+            ("hard", 0.9, 1.0),
+        ):
+            learner = self.learner(mode=mode, prior_cooperative=prior)
+            learner.objective(gaps_of(learner, worst=False))
+            assert learner.gap_ema.tolist() == pytest.approx([0, 0], abs=1e-12)
+            assert learner.weights.tolist() == pytest.approx([1 - expected, expected])
 
     def test_weights_follow_the_smoothed_gaps_to_the_head_that_the_data_supports(self):
         learner = self.learner(eps=0.01)

@@ -286,6 +286,17 @@ def test_two_steps_of_the_optimiser_by_hand(optimizer, clip):
             torch.testing.assert_close(parameter.detach(), value, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+@pytest.mark.parametrize(("t_env", "lr"), [(0, 0.004), (500, 0.0025), (1000, 0.001), (1500, 0.001)])
+def test_the_step_size_falls_linearly_until_t_max(t_env, lr, optimizer):
+    batch = random_batch(make_args("qmix"), seed=1)
+    scheduled = make_learner(make_args("qmix", optimizer=optimizer, t_max=1000, lr=0.004, lr_finish=0.001))
+    constant = make_learner(make_args("qmix", optimizer=optimizer, t_max=1000, lr=lr, lr_finish=None))
+    for learner in (scheduled, constant):
+        learner.train(batch, t_env=t_env, episode_num=0)
+    assert_equal(weights(scheduled), weights(constant))
+
+
 @pytest.mark.parametrize("alg", ALGS)
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
 def test_same_seed_same_weights(alg, optimizer):
