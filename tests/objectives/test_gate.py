@@ -254,3 +254,11 @@ def test_shape_errors_name_both_shapes():
         for call in functions:
             with pytest.raises(ValueError, match=rf"^{name} must have shape \(2,?\), got \(3,\)$"):
                 call()
+
+
+def test_the_prior_decides_at_equal_gaps():
+    # 0.1 / (0.5 + 0.5) against 0.9 / (0.5 + 0.5); with gaps 1.5, 0.5: 0.1 / 2 against 0.9 / 1
+    close(direct_weights(t64([0.5, 0.5]), 0.5, prior_cooperative=0.9), t64([0.1, 0.9]))
+    close(direct_weights(t64([1.5, 0.5]), 0.5, prior_cooperative=0.9), t64([0.05, 0.9]) / 0.95)
+    close(hard_weights(t64([0.5, 0.5]), prior_cooperative=0.9), t64([0, 1]))
+    close(hard_weights(t64([0.4, 0.5]), prior_cooperative=0.9), t64([1, 0]))
