@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
 SEED ?= 1
-T_MAX ?= 300000
+T_MAX ?= 500000
 
 .PHONY: help setup train test check format docs bench clean
 

@@ -103,6 +103,13 @@ def _overrides(experiment: SacredExperiment, argv: list[str]) -> dict:
             f"command line: cannot read {' '.join(argv)!r}; overrides stand behind the word with: "
             f"python src/main.py --config=ALG --env-config=ENV with key=value (see --help)"
         ) from error
+    command = parsed["COMMAND"]
+    commands = sorted(name for name, _ in experiment.gather_commands())
+    if command is not None and command not in commands:
+        raise ConfigError(
+            f"command line: {command!r} is no command of sacred's ({', '.join(commands)}); "
+            f"an override stands behind the word with: with {command}"
+        )
     updates, bare = get_config_updates(parsed["UPDATE"])
     if bare:
         raise ConfigError(f"command line: {bare[0]!r} behind `with` is no override; write key=value")

@@ -62,6 +62,8 @@ class Experiment:
     def __init__(self, args, logger: Logger):
         self.logger = logger
         self.runner = resolve("runner", args.runner, runner_REGISTRY)(args, logger)
+        # Again: packages that an environment imports draw random numbers, but only the first time in a process.
+        seed_everything(args.seed)
         info = self.runner.get_env_info()
         args = extend(
             args,
@@ -97,6 +99,10 @@ class Experiment:
         if args.checkpoint_path:
             path, step = checkpoint.find(args.checkpoint_path, args.load_step)
             checkpoint.load(self.learner, path, args)
+            if not args.evaluate and step > args.t_max:
+                raise UserError(
+                    f"t_max={args.t_max}: the model in {path} has been trained for {step} steps; set a larger t_max"
+                )
             self.runner.t_env = step
             logger.console_logger.info("Loaded the model of step %d from %s", step, path)
 
@@ -152,11 +158,14 @@ class Experiment:
     def evaluate(self) -> dict[str, float]:
         """Play `test_nepisode` test episodes and print their statistics."""
         summary = self._test()
-        if self.args.save_replay:
-            self.runner.save_replay()
         rows = [("episodes", f"{self.args.test_nepisode}"), ("model", f"{self.args.checkpoint_path or 'untrained'}")]
         rows += [(key.removeprefix("test_"), f"{value:.4f}") for key, value in summary.items()]
         print(format_table(rows, f"Evaluation of {self.args.name} on {_env_title(self.args)}"))
+        if self.args.save_replay:
+            try:
+                self.runner.save_replay()
+            except NotImplementedError as error:
+                raise UserError(f"save_replay=True: {error}; set save_replay=False") from error
         return summary
 
     def _update(self, sample: EpisodeBatch, episode: int) -> None:
@@ -198,7 +207,7 @@ class Experiment:
 
     def _report(self, _run, summary, seconds: float, steps: int, updates: int, saved: Path | None) -> None:
         args, results = self.args, Path(self.args.local_results_path)
-        if hasattr(self.runner.env, "game_states"):
+        if hasattr(self.runner.env, "game_states") and hasattr(self.learner, "joint_values"):
 
             def new_batch(episodes: int, length: int) -> EpisodeBatch:
                 return EpisodeBatch(self.scheme, self.groups, episodes, length, None, self.preprocess, args.device)

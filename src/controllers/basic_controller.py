@@ -38,10 +38,11 @@ class BasicMAC:
     def unroll(self, batch, test_mode: bool = False) -> torch.Tensor:
         """`forward` for every step of the batch from fresh memory, in one sequence call: (B, T, N, A).
 
-        Agents without an `unroll` of their own are stepped.
+        Agents without an `unroll` of their own are stepped, and so are controllers that override what one step does
+        without saying what a sequence does: they must train on the inputs that they act on.
         """
         self.init_hidden(batch.batch_size)
-        if not hasattr(self.agent, "unroll"):
+        if not hasattr(self.agent, "unroll") or self._step_is_overridden():
             return torch.stack([self.forward(batch, t, test_mode) for t in range(batch.max_seq_length)], dim=1)
         inputs = self._build_sequence_inputs(batch)  # (T, B, N, I)
         T, B = inputs.shape[:2]
@@ -101,6 +102,11 @@ class BasicMAC:
         if self.args.obs_agent_id:
             size += self.n_agents
         return size
+
+    def _step_is_overridden(self) -> bool:
+        cls = type(self)
+        same_step = cls.forward is BasicMAC.forward and cls._build_inputs is BasicMAC._build_inputs
+        return not same_step and cls._build_sequence_inputs is BasicMAC._build_sequence_inputs
 
     def _to_output(self, outputs: torch.Tensor, avail_actions: torch.Tensor, test_mode: bool) -> torch.Tensor:
         """Logits become policies over the available actions, mixed with epsilon of uniform play outside of tests."""

@@ -6,6 +6,7 @@ The allies are the agents; the enemies follow jaxmarl's heuristic policy. Maps c
 import contextlib
 import io
 import os
+import sys
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -21,13 +22,25 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-with contextlib.redirect_stdout(io.StringIO()):  # a package that jaxmarl imports greets on the screen
-    from jaxmarl.environments.smax import HeuristicEnemySMAX, map_name_to_scenario
-from jaxmarl.environments.smax.smax_env import MAP_NAME_TO_SCENARIO
-
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from utils.errors import UserError
 
+
+def _import_jaxmarl():
+    """jaxmarl's SMAX package. Another package that it imports greets on the screen, and jaxmarl puts sys.stdout and
+    sys.stderr back to the process's own streams, past whoever had redirected them: both are undone."""
+    own_stdout, greeting = sys.__stdout__, io.StringIO()
+    with contextlib.redirect_stdout(greeting), contextlib.redirect_stderr(sys.stderr):
+        sys.__stdout__ = greeting
+        try:
+            from jaxmarl.environments import smax
+            from jaxmarl.environments.smax import smax_env
+        finally:
+            sys.__stdout__ = own_stdout
+    return smax, smax_env
+
+
+_smax, _smax_env = _import_jaxmarl()
 UNIT_FEATURES = 10  # of a unit in the state: health, x, y, weapon cooldown, one-hot of six unit types
 
 
@@ -52,7 +65,7 @@ class _Battle:
     def __init__(self, map_name: str, time_limit: int | None, scale_state: bool, **env_kwargs):
         if time_limit is not None:
             env_kwargs["max_steps"] = time_limit
-        self.env = HeuristicEnemySMAX(scenario=map_name_to_scenario(map_name), **env_kwargs)
+        self.env = _smax.HeuristicEnemySMAX(scenario=_smax.map_name_to_scenario(map_name), **env_kwargs)
         self.scale_state = scale_state
         self.reset = jax.jit(self._reset)
         self.step = jax.jit(self._step)
@@ -141,7 +154,7 @@ class SmaxVectorEnv(VectorEnv):
         UserError: unknown map.
     """
 
-    MAPS = tuple(MAP_NAME_TO_SCENARIO)
+    MAPS = tuple(_smax_env.MAP_NAME_TO_SCENARIO)
 
     def __init__(
         self,

@@ -143,7 +143,10 @@ class VectorRunner:
         """
         if self.test_env is None:
             n_envs = min(self.batch_size, n_episodes)
-            env_args = {**self.args.env_args, "seed": self.args.seed + self.batch_size}  # no training battle again
+            env_args = {
+                **self.args.env_args,
+                "seed": self.args.env_args["seed"] + self.batch_size,
+            }  # no training battle again
             self.test_env = make_vector_env(self.args.env, n_envs, self.args.device, env_args)
         n_envs = self.test_env.n_envs
         rollout = _Rollout(self.test_env, self._new_batch, self.mac, self.args.device)

@@ -11,7 +11,6 @@ DESCRIPTION = "model.json"
 def describe(args) -> dict:
     """What a model was made for: another run can load it if all of this agrees."""
     return {
-        "algorithm": args.name,
         "learner": args.learner,
         "mac": args.mac,
         "agent": args.agent,
@@ -63,14 +62,17 @@ def load(learner, path: Path, args) -> None:
     """
     expected = describe(args)
     if (path / DESCRIPTION).exists():
-        found = json.loads((path / DESCRIPTION).read_text())
+        try:
+            found = json.loads((path / DESCRIPTION).read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"checkpoint_path: {path / DESCRIPTION} is damaged: {error}") from error
         wrong = [f"{k} {found.get(k)!r} (this run: {v!r})" for k, v in expected.items() if found.get(k) != v]
         if wrong:
             raise UserError(f"checkpoint_path: {path} holds another model: {'; '.join(wrong)}")
     try:
         learner.load_models(str(path))
     except (RuntimeError, FileNotFoundError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = f"{type(error).__name__} {' '.join(str(error).split())[:300]}"
         raise UserError(
             f"checkpoint_path: {path} does not fit {args.name} on {args.env} "
             f"({args.n_agents} agents, {args.n_actions} actions, observations of {args.obs_shape}): {reason}"
