@@ -202,7 +202,7 @@ class SmaxVectorEnv(VectorEnv):
     def step(self, actions: torch.Tensor) -> VectorStep:
         if self._env_state is None:
             raise RuntimeError("call reset() before step()")
-        joint_action = jax.dlpack.from_dlpack(actions) if self._on_gpu else actions.cpu().numpy().astype(np.int32)
+        joint_action = jax.dlpack.from_dlpack(actions.int()) if self._on_gpu else actions.cpu().numpy().astype(np.int32)
         self._keys, self._env_state, outcome, final, following = self._battle.step(
             self._keys, self._env_state, joint_action
         )
