@@ -3,7 +3,7 @@
 from pathlib import Path
 
 PANELS = {  # title -> the statistics drawn in it, each with its label
-    "test win rate": {"test_battle_won_mean": "test", "battle_won_mean": "training"},
+    "win rate": {"test_battle_won_mean": "test", "battle_won_mean": "training"},
     "return": {"test_return_mean": "test", "return_mean": "training"},
     "gate weight": {"gate_weight_independent": "independent head", "gate_weight_cooperative": "cooperative head"},
 }
