@@ -22,7 +22,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt requirements-cuda.txt
 	fi
 	@touch $@
 
-train: setup  ## train greedy_qmix on SMAX 3m (SEED=1 T_MAX=300000)
+train: setup  ## train greedy_qmix on SMAX 3m (SEED=1 T_MAX=500000)
 	$(RUN) src/main.py --config=greedy_qmix --env-config=smax with env_args.map_name=3m \
 		seed=$(SEED) t_max=$(T_MAX) use_tensorboard=True save_model=True
 
@@ -34,7 +34,8 @@ check: setup  ## format, lint, types, generated docs
 	$(RUN) -m ruff check src tests benchmarks
 	$(RUN) -m pyright
 	$(RUN) src/config/document.py --check
-	@command -v shellcheck >/dev/null && shellcheck install_sc2.sh .ci/run || echo "shellcheck is not installed: skipped"
+	@if command -v shellcheck >/dev/null; then shellcheck install_sc2.sh .ci/run; \
+	else echo "shellcheck is not installed: skipped"; fi
 
 format: setup  ## format the code and mend what the linter can mend
 	$(RUN) -m ruff check --fix src tests benchmarks

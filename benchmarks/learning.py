@@ -4,7 +4,7 @@ For each seed: steps and seconds until a logged metric first reaches the goal, i
 NAME.json (settings, machine, curves) and NAME.png to results/published and prints the table as markdown.
 
   python benchmarks/learning.py --name main_job --config greedy_qmix --env-config smax \\
-      --metric test_battle_won_mean --goal 0.9 --seeds 1 2 3 4 5 6 --with env_args.map_name=3m t_max=300000
+      --metric test_battle_won_mean --goal 0.9 --seeds 1 2 3 4 5 6 --with env_args.map_name=3m t_max=500000
 """
 
 import argparse
@@ -33,14 +33,14 @@ def main() -> None:
     parser.add_argument("--goal", type=float, required=True, help="value of the metric to reach")
     args = parser.parse_args()
 
+    PUBLISHED.mkdir(parents=True, exist_ok=True)
     runs = []
     for seed in args.seeds:
         print(f"seed {seed} ({len(runs) + 1} of {len(args.seeds)})", flush=True)
         runs.append(measure(args, seed))
         print(json.dumps({k: v for k, v in runs[-1].items() if k != "curve"}), flush=True)
-    report = {"settings": vars(args), "machine": machine(), "runs": runs}
-    PUBLISHED.mkdir(parents=True, exist_ok=True)
-    (PUBLISHED / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+        report = {"settings": vars(args), "machine": machine(), "runs": runs}
+        (PUBLISHED / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
     draw(runs, args, PUBLISHED / f"{args.name}.png")
     print(as_markdown(runs, args.goal))
 
@@ -56,6 +56,8 @@ def measure(args, seed: int) -> dict:
     if done.returncode != 0:
         return {"seed": seed, "exit_code": done.returncode, "seconds": seconds}
     metrics = json.loads((folder / "sacred" / "1" / "metrics.json").read_text())
+    if args.metric not in metrics:
+        sys.exit(f"error: --metric={args.metric} was not logged; logged: {', '.join(sorted(metrics))}")
     metric = metrics[args.metric]
     # Sacred's timestamps are UTC without a zone.
     times = [datetime.fromisoformat(stamp + "+00:00").timestamp() - started for stamp in metric["timestamps"]]

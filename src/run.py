@@ -36,7 +36,9 @@ def run(_run, _config, _log) -> dict[str, float]:
         _log: the console logger.
     """
     args = freeze(_config)
-    args = extend(args, device=_choose_device(args, _log), unique_token=_unique_token(args))
+    device = _choose_device(args, _log)
+    args = freeze({**_config, "use_cuda": device != "cpu"})  # PyMARL's plug-ins move themselves by this key
+    args = extend(args, device=device, unique_token=_unique_token(args))
     torch.set_num_threads(args.torch_threads or _good_thread_count(args))
     torch.set_flush_denormal(True)  # values that decay to denormals slow a CPU down a hundredfold
     seed_everything(args.seed)
@@ -140,6 +142,9 @@ class Experiment:
                     progress.row(runner.t_env, updates)
                     last_log = runner.t_env
                 progress.line(runner.t_env, updates)
+            if runner.t_env > last_test:
+                summary = self._test()
+                progress.row(runner.t_env, updates)
         except KeyboardInterrupt:
             progress.close()
             self.logger.console_logger.info(
@@ -148,9 +153,6 @@ class Experiment:
             raise
         finally:
             progress.close()
-        if runner.t_env > last_test:
-            summary = self._test()
-            progress.row(runner.t_env, updates)
         saved = self._save() if args.save_model else None
         self._report(_run, summary, time.monotonic() - started, runner.t_env - t_start, updates, saved)
         return summary
@@ -207,7 +209,8 @@ class Experiment:
 
     def _report(self, _run, summary, seconds: float, steps: int, updates: int, saved: Path | None) -> None:
         args, results = self.args, Path(self.args.local_results_path)
-        if hasattr(self.runner.env, "game_states") and hasattr(self.learner, "joint_values"):
+        env: Any = getattr(self.runner, "env", None)
+        if hasattr(env, "game_states") and hasattr(self.learner, "joint_values"):
 
             def new_batch(episodes: int, length: int) -> EpisodeBatch:
                 return EpisodeBatch(self.scheme, self.groups, episodes, length, None, self.preprocess, args.device)
@@ -215,7 +218,7 @@ class Experiment:
             def make_env(n_envs: int):
                 return make_vector_env(args.env, n_envs, args.device, args.env_args)
 
-            print(format_tables(self.learner, self.runner.env.game_states(), make_env, new_batch))
+            print(format_tables(self.learner, env.game_states(), make_env, new_batch))
         rows = [
             ("steps", f"{steps:,} ({steps / seconds:,.0f} per second)"),
             ("updates", f"{updates:,} ({updates / seconds:.1f} per second)"),

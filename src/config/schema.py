@@ -480,7 +480,9 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     if config["epsilon_finish"] > config["epsilon_start"]:
         yield "exploration must not grow; lower epsilon_finish", "epsilon_start", "epsilon_finish"
     if config["learner"] == "greedy_q_learner" and config["mixer"] is None:
-        yield "the cooperative head needs a mixer; set mixer=qmix or mixer=vdn", "learner", "mixer"
+        yield "the cooperative head needs a mixer; set mixer=qmix", "learner", "mixer"
+    if config["action_selector"] == "multinomial" and config["agent_output_type"] != "pi_logits":
+        yield "values are no probabilities; set agent_output_type=pi_logits", "action_selector", "agent_output_type"
     if config["evaluate"] and not config["checkpoint_path"]:
         yield "which model? Set checkpoint_path=results/models/<token>", "evaluate", "checkpoint_path"
     gate = config.get("gate", {})

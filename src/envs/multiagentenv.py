@@ -69,7 +69,7 @@ class MultiAgentEnv(ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot save replays")
 
     def get_stats(self) -> dict:
-        """Statistics over the environment's whole life, logged as they are."""
+        """Statistics over the environment's whole life."""
         return {}
 
     def get_env_info(self) -> dict:

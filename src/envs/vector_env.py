@@ -62,7 +62,7 @@ class VectorEnv(ABC):
         """Free what the environments hold. May be called twice."""
 
     def get_stats(self) -> dict:
-        """Statistics over the whole life of the environments, logged as they are."""
+        """Statistics over the whole life of the environments."""
         return {}
 
     def save_replay(self):

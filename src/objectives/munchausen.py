@@ -3,7 +3,8 @@
 y = r + alpha [tau log rho(a|s)]_{l0}^0 + gamma V(s'),  V(s') = tau log sum_a exp(Q(a)/tau)
 
 With rho the policy of another head the fixed point is regularised by alpha tau KL(pi || rho) and keeps
-(1 - alpha) tau of entropy. A slowly moving rho and the clip at l0 keep two coupled heads from chasing each other.
+(1 - alpha) tau of entropy; with the hard value V(s') = max_a Q(s', a) it is regularised by the cross-entropy alone. A
+slowly moving rho and the clip at l0 keep two coupled heads from chasing each other.
 """
 
 import torch

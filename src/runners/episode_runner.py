@@ -54,7 +54,7 @@ class EpisodeRunner:
         while not done:
             self.batch.update(self._observation(), ts=self.t)
             actions = self.mac.select_actions(self.batch, t_ep=self.t, t_env=self.t_env, test_mode=test_mode)
-            reward, done, info = self.env.step(actions[0])
+            reward, done, info = self.env.step(actions[0].cpu())
             episode_return += reward
             timed_out = self.args.bootstrap_time_limit and info.get("episode_limit", False)
             self.batch.update(

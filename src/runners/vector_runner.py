@@ -36,7 +36,12 @@ class _Rollout:
     def step(self, t_env: int, test_mode: bool) -> tuple[torch.Tensor, VectorStep]:
         """Act in all environments: the actions (E, N) and what came of them. `now` is still what was acted upon."""
         window = self.window.data.transition_data
-        window["filled"][:, 0] = (self.steps > 0).unsqueeze(1)
+        fresh = self.steps == 0
+        for key in ("obs", "state", "avail_actions"):
+            window[key][:, 0] = window[key][:, 1]
+            window[key][fresh, 0] = 0
+        window["actions"][fresh, 0] = 0
+        window["filled"][:, 0] = ~fresh.unsqueeze(1)
         window["filled"][:, 1] = 1
         window["obs"][:, 1] = self.now.obs
         window["state"][:, 1] = self.now.state

@@ -1,6 +1,8 @@
 """Folders of saved models: results/models/<token>/<t_env>/ with what the learner writes and `model.json` beside it."""
 
 import json
+import pickle
+import shutil
 from pathlib import Path
 
 from utils.errors import UserError
@@ -26,10 +28,13 @@ def describe(args) -> dict:
 
 def save(learner, folder: Path, t_env: int, args) -> Path:
     """Save the learner's models below the run's model folder; returns their folder."""
-    path = folder / str(t_env)
-    path.mkdir(parents=True, exist_ok=True)
-    learner.save_models(str(path))
-    (path / DESCRIPTION).write_text(json.dumps(describe(args), indent=2) + "\n")
+    path, beside = folder / str(t_env), folder / f"{t_env}.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    learner.save_models(str(beside))
+    (beside / DESCRIPTION).write_text(json.dumps(describe(args), indent=2) + "\n")
+    shutil.rmtree(path, ignore_errors=True)
+    beside.rename(path)  # a folder named by its step is whole
     return path
 
 
@@ -71,7 +76,7 @@ def load(learner, path: Path, args) -> None:
             raise UserError(f"checkpoint_path: {path} holds another model: {'; '.join(wrong)}")
     try:
         learner.load_models(str(path))
-    except (RuntimeError, FileNotFoundError, KeyError, ValueError) as error:
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         reason = f"{type(error).__name__} {' '.join(str(error).split())[:300]}"
         raise UserError(
             f"checkpoint_path: {path} does not fit {args.name} on {args.env} "

@@ -14,7 +14,9 @@ def available_bytes(device) -> int:
     free = int(meminfo["MemAvailable"].split()[0]) * 1024
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        reclaimable = int(stat.get("inactive_file", 0))  # file cache counts as used, but gives way
+        free = min(free, int(limit.read_text()) - int(used.read_text()) + reclaimable)
     return free
 
 

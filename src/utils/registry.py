@@ -58,7 +58,14 @@ def lazy(path: str) -> Callable:
 
     def build(*args, **kwargs):
         module_name, _, class_name = path.partition(":")
-        return getattr(importlib.import_module(module_name), class_name)(*args, **kwargs)
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{module_name} needs the package {error.name}, which is not installed; "
+                f"run: pip install -r requirements.txt"
+            ) from error
+        return getattr(module, class_name)(*args, **kwargs)
 
     build.__qualname__ = build.__name__ = path
     return build

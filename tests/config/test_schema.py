@@ -436,6 +436,11 @@ def test_a_plugin_key_that_args_cannot_have_is_refused(key):
             "set one of them to null (on the command line: None)",
         ),
         (
+            ["action_selector=multinomial"],
+            "action_selector='multinomial' (command line) and agent_output_type='q' (src/config/default.yaml): ",
+            "set agent_output_type=pi_logits",
+        ),
+        (
             ["epsilon_start=0.04"],
             "epsilon_start=0.04 (command line) and epsilon_finish=0.05 (src/config/default.yaml): ",
             "lower epsilon_finish",
@@ -443,7 +448,7 @@ def test_a_plugin_key_that_args_cannot_have_is_refused(key):
         (
             ["mixer=None"],
             "learner='greedy_q_learner' (src/config/algs/greedy_qmix.yaml) and mixer=None (command line): ",
-            "set mixer=qmix or mixer=vdn",
+            "set mixer=qmix",
         ),
         (
             ["evaluate=True"],

@@ -17,6 +17,7 @@ from helpers import (
     sharpen,
 )
 
+from controllers.basic_controller import BasicMAC
 from envs import VECTOR_REGISTRY
 from runners.episode_runner import EpisodeRunner
 from runners.vector_runner import VectorRunner
@@ -152,6 +153,28 @@ def test_it_plays_what_the_episode_runner_plays(kind):
         for ours, theirs in zip(mine, alone(env, len(mine)), strict=True):
             for field, value in ours.data.transition_data.items():
                 assert torch.equal(value, theirs[field]), field
+
+
+class LooksBackMAC(BasicMAC):
+    """A controller in PyMARL's style whose agents also see their last observation."""
+
+    def _build_inputs(self, batch, t):
+        last = torch.zeros_like(batch["obs"][:, t]) if t == 0 else batch["obs"][:, t - 1]
+        return torch.cat([batch["obs"][:, t], last], dim=-1).reshape(batch.batch_size * self.n_agents, -1)
+
+    def _get_input_shape(self, scheme):
+        return 2 * scheme["obs"]["vshape"]
+
+
+def test_controllers_may_look_one_step_back():
+    runner = make_runner()
+    mac = make_mac(runner.args, mac_class=LooksBackMAC)
+    sharpen(mac)
+    runner.setup(*make_scheme(runner.args), mac)
+    for batch in collect(runner, 30).values():
+        length = int(batch["filled"].sum()) - 1
+        greedy = masked_greedy(mac.unroll(batch), batch)
+        assert torch.equal(batch["actions"][0, :length, :, 0], greedy[0, :length])
 
 
 def test_stale_memory_would_be_noticed():

@@ -30,8 +30,9 @@ class RNNAgent(nn.Module):
         The cell's weights run through torch's fused GRU (cuDNN on a GPU).
         """
         x = F.relu(self.norm1(self.fc1(inputs)))
+        # biases, 1 layer, no dropout, training (cuDNN has a backward only then), one direction, time first
         weights = [self.rnn.weight_ih, self.rnn.weight_hh, self.rnn.bias_ih, self.rnn.bias_hh]
-        h, last = torch.gru(x, hidden_state.unsqueeze(0).contiguous(), weights, True, 1, 0.0, False, False, False)
+        h, last = torch.gru(x, hidden_state.unsqueeze(0).contiguous(), weights, True, 1, 0.0, True, False, False)
         return self.fc2(self.norm2(h)), last.squeeze(0)
 
 
