@@ -14,6 +14,7 @@ setup: $(VENV)/.installed  ## create .venv and install what is pinned
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt requirements-cuda.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on PATH; install Python 3.11 or give PYTHON=..."; exit 2; }
+	@echo "Creating $(VENV) and installing what requirements.txt pins (2 GB, a minute or two)"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	@if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then \

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import read_run, run_main
 
 from components.episode_buffer import EpisodeBatch
 from config.schema import extend, freeze, load
@@ -157,3 +158,13 @@ def test_the_climbing_game_is_climbed_in_part(alg):
     """The optimum is 275; published returns of IQL and VDN lie between 125 and 195."""
     experiment = train(alg, {"game": "climbing"}, t_max=25_000, **REPEATED)
     assert 125 <= greedy_return(experiment) <= 195
+
+
+def test_the_two_step_command_line_as_it_stands(tmp_path, capsys):
+    """No setting changed: the learned tables are printed, and greedy play earns 8."""
+    command = ("--config=qmix", "--env-config=matrix_games", "with", "env_args.game=two_step")
+    assert run_main(*command, "use_cuda=False", "plot=False", f"local_results_path={tmp_path}") == 0
+    out = capsys.readouterr().out
+    for state in ("1", "2A", "2B"):
+        assert f"state {state}: learned values" in out
+    assert read_run(tmp_path)["metrics"]["test_return_mean"]["values"][-1] == 8
