@@ -108,7 +108,7 @@ class GreedyQLearner(QLearner):
         return [penalty_i, penalty_c]
 
     def _update_gate(self, step: Transitions, q_t, chosen, q_tot) -> None:
-        """Smooth the heads' gaps (with the plain maximum) and turn them into weights."""
+        """Turn the heads' gaps (with the plain maximum) into weights."""
         cfg = self.args.gate
         state, avail = step.state[:, :-1], step.avail[:, :-1]
         gap_i = conservative.agent_gaps(q_t, avail, chosen, "max")

@@ -1,6 +1,7 @@
 """The gate: how far each head is trusted. Pairs are ordered (independent, cooperative).
 
-The statistics are the heads' conservative gaps, smoothed over updates and without gradient. A small gap means that
+The statistics are the heads' conservative gaps without gradient: smoothed over updates for the direct and hard gate,
+of each batch for the Lagrangian one, whose multipliers do the smoothing. A small gap means that
 the head's values are supported by the data, so it gets a large weight.
 """
 

@@ -468,11 +468,3 @@ def test_joint_values_are_the_networks():
         if expected is None:
             expected = learner.mixer(taken, batch["state"]).detach()
         torch.testing.assert_close(joint, expected)
-
-
-def test_the_step_size_falls_linearly_to_its_end():
-    learner = make_learner(make_args("qmix", lr=0.1, lr_finish=0.02, t_max=1000))
-    batch = random_batch(learner.args, seed=1)
-    for t_env, expected in ((0, 0.1), (500, 0.06), (1000, 0.02), (1500, 0.02)):
-        learner.train(batch, t_env=t_env, episode_num=0)
-        assert [group["lr"] for group in learner.optimiser.param_groups] == pytest.approx([expected])
