@@ -93,6 +93,7 @@ class Run(Section):
     optim_alpha: Decay
     optim_eps: Positive
     grad_norm_clip: Positive
+    standardise_rewards: bool
     mac: Name
     agent: Name
     rnn_hidden_dim: Count

@@ -12,20 +12,20 @@ from typing import Any
 
 import torch
 
-from learners.q_learner import Objective, QLearner, Transitions
+from learners.q_learner import LEAST_SCALE, Objective, QLearner, Transitions
 from modules.mixers import counterfactual_q_tot
 from objectives import conservative, gate, munchausen
 from objectives.td import lambda_targets, td_loss
 from utils.errors import UserError
-from utils.networks import NonFiniteError, blend, unroll
+from utils.networks import blend, unroll
 from utils.shapes import masked_mean, masked_std
 
 HEADS = ("independent", "cooperative")
-STATISTICS = ("gap_ema", "target_std", "reward_std", "log_multipliers", "weights")
-LEAST_SCALE = 1e-3  # keeps temperatures positive while every reward so far was the same
 
 
 class GreedyQLearner(QLearner):
+    statistics = (*QLearner.statistics, "gap_ema", "target_std", "reward_std", "log_multipliers", "weights")
+
     def __init__(self, mac, scheme, logger, args):
         super().__init__(mac, scheme, logger, args)
         if self.mixer is None:
@@ -41,18 +41,9 @@ class GreedyQLearner(QLearner):
         fixed = args.gate.weight_independent if args.gate.mode == "fixed" else 0.5
         self.weights = torch.tensor([fixed, 1 - fixed])
 
-    def train(self, batch, t_env: int, episode_num: int) -> None:
-        before = {name: getattr(self, name) for name in STATISTICS}
-        try:
-            super().train(batch, t_env, episode_num)
-        except NonFiniteError:
-            for name, value in before.items():
-                setattr(self, name, value)
-            raise
-
     def objective(self, batch) -> Objective:
         """Sum over heads of TD loss and conservative penalty, weighed by the gate (section 1.2 of the method)."""
-        step = Transitions.of(batch)
+        step = self._transitions(batch)
         state, next_state = step.state[:, :-1], step.state[:, 1:]
         avail = step.avail[:, :-1]
         q = unroll(self.mac, batch)  # (B, T+1, N, A)
@@ -186,23 +177,17 @@ class GreedyQLearner(QLearner):
 
     def save_models(self, path: str) -> None:
         super().save_models(path)
-        state = {
-            "slow_agent": self.slow_mac.agent.state_dict(),
-            "slow_mixer": self.slow_mixer.state_dict(),
-        } | {name: getattr(self, name) for name in STATISTICS}
-        torch.save(state, Path(path) / "greedy.th")
+        slow = {"slow_agent": self.slow_mac.agent.state_dict(), "slow_mixer": self.slow_mixer.state_dict()}
+        torch.save(slow, Path(path) / "greedy.th")
 
     def load_models(self, path: str) -> None:
-        """Read what `save_models` wrote. A QMIX model, without `greedy.th`, starts the gate anew."""
+        """Read what `save_models` wrote. A QMIX model, without `greedy.th`, starts the alternative and the gate anew."""
         super().load_models(path)
         file = Path(path) / "greedy.th"
-        if not file.exists():
+        if file.exists():
+            slow = torch.load(file, map_location="cpu", weights_only=True)
+            self.slow_mac.agent.load_state_dict(slow["slow_agent"])
+            self.slow_mixer.load_state_dict(slow["slow_mixer"])
+        else:
             self.slow_mac.load_state(self.target_mac)
             self.slow_mixer.load_state_dict(self.target_mixer.state_dict())
-            return
-        device = self.weights.device
-        state = torch.load(file, map_location=device, weights_only=True)
-        self.slow_mac.agent.load_state_dict(state["slow_agent"])
-        self.slow_mixer.load_state_dict(state["slow_mixer"])
-        for name in STATISTICS:
-            setattr(self, name, state[name])

@@ -15,7 +15,11 @@ from modules.mixers import REGISTRY as mixer_REGISTRY
 from objectives.td import lambda_targets, td_loss
 from utils.networks import NonFiniteError, blend, copy_state, unroll
 from utils.registry import resolve
+from utils.moments import deviation, update_moments
 from utils.shapes import masked_mean
+
+
+LEAST_SCALE = 1e-3  # of running deviations: positive while every value so far was the same
 
 
 @dataclass
@@ -55,6 +59,9 @@ class Objective:
 
 
 class QLearner:
+    # Attributes that change with every batch: running statistics, restored if the update fails.
+    statistics: tuple[str, ...] = ("reward_moments",)
+
     def __init__(self, mac, scheme, logger, args):
         self.args = args
         self.mac = mac
@@ -71,6 +78,7 @@ class QLearner:
             self.optimiser = torch.optim.Adam(self.params, lr=args.lr, eps=args.optim_eps)
         else:
             self.optimiser = torch.optim.RMSprop(self.params, lr=args.lr, alpha=args.optim_alpha, eps=args.optim_eps)
+        self.reward_moments: Any = None  # of the rewards of all batches so far; None until the first
         self.last_target_update_episode = 0
         self.log_stats_t = -args.learner_log_interval - 1
 
@@ -80,6 +88,7 @@ class QLearner:
         Raises:
             NonFiniteError: the loss or a gradient is not finite; nothing was changed.
         """
+        before = {name: getattr(self, name) for name in self.statistics}
         objective = self.objective(batch)
         self.optimiser.zero_grad()
         # The terms are means of half squared errors; the factor makes the TD term PyMARL's squared error, so that
@@ -87,6 +96,8 @@ class QLearner:
         (2 * objective.loss).backward()
         grad_norm = nn.utils.clip_grad_norm_(self.params, self.args.grad_norm_clip)
         if not torch.isfinite(grad_norm + objective.loss.detach()):
+            for name, value in before.items():
+                setattr(self, name, value)
             raise NonFiniteError({**objective.terms, "gradient norm": grad_norm})
         if self.args.lr_finish is not None:
             done = min(1.0, t_env / self.args.t_max)
@@ -103,7 +114,7 @@ class QLearner:
 
     def objective(self, batch) -> Objective:
         """TD loss of the mixed values (VDN, QMIX), or of each agent's own values (IQL)."""
-        step = Transitions.of(batch)
+        step = self._transitions(batch)
         q = unroll(self.mac, batch)  # (B, T+1, N, A)
         with torch.no_grad():
             q_target = unroll(self.target_mac, batch)
@@ -124,6 +135,17 @@ class QLearner:
             q = unroll(self.mac, batch)
             chosen = q.gather(3, batch["actions"]).squeeze(3)
             return q, chosen if self.mixer is None else self.mixer(chosen, batch["state"])
+
+    def _transitions(self, batch) -> Transitions:
+        """The batch's steps, with rewards in units of their running standard deviation if `standardise_rewards`.
+
+        The mean is not subtracted: with episodes of different lengths that would change what is best.
+        """
+        step = Transitions.of(batch)
+        if self.args.standardise_rewards:
+            self.reward_moments = update_moments(self.reward_moments, step.reward, step.mask)
+            step.reward = step.reward / deviation(self.reward_moments).clamp(min=LEAST_SCALE)
+        return step
 
     def _next_values(self, q: torch.Tensor, q_target: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:
         """max_a Q_i(s_{t+1}, a) of the target network, (B, T, N); with double-Q the online network chooses a."""
@@ -178,21 +200,27 @@ class QLearner:
             self.target_mixer.cuda()
 
     def save_models(self, path: str) -> None:
-        """Write agent.th, mixer.th and opt.th as PyMARL does, and the target networks beside them."""
+        """Write agent.th, mixer.th and opt.th as PyMARL does; target networks and running statistics beside them."""
         folder = Path(path)
         self.mac.save_models(path)
         torch.save(self.target_mac.agent.state_dict(), folder / "target_agent.th")
         if self.mixer is not None:
             torch.save(self.mixer.state_dict(), folder / "mixer.th")
             torch.save(self.target_mixer.state_dict(), folder / "target_mixer.th")
+        torch.save({name: getattr(self, name) for name in self.statistics}, folder / "statistics.th")
         torch.save(self.optimiser.state_dict(), folder / "opt.th")
 
     def load_models(self, path: str) -> None:
-        """Read what `save_models` or PyMARL wrote; without target networks they start as copies."""
+        """Read what `save_models` or PyMARL wrote, which has neither targets (they start as copies) nor statistics."""
         folder = Path(path)
         self.mac.load_models(path)
         copy_state(folder / "target_agent.th", self.target_mac.agent, self.mac.agent)
         if self.mixer is not None:
             self.mixer.load_state_dict(torch.load(folder / "mixer.th", map_location="cpu", weights_only=True))
             copy_state(folder / "target_mixer.th", self.target_mixer, self.mixer)
+        if (folder / "statistics.th").exists():
+            device = self.params[0].device
+            statistics = torch.load(folder / "statistics.th", map_location=device, weights_only=True)
+            for name in statistics.keys() & set(self.statistics):
+                setattr(self, name, statistics[name])
         self.optimiser.load_state_dict(torch.load(folder / "opt.th", map_location="cpu", weights_only=True))

@@ -312,6 +312,34 @@ def test_same_seed_same_weights(alg, optimizer):
     assert differs(first, train(1))
 
 
+# Standardised rewards
+
+
+def test_rewards_are_divided_by_the_deviation_of_all_rewards_so_far():
+    args = make_args("qmix", standardise_rewards=True)
+    learner, plain = make_learner(args), make_learner(make_args("qmix"))
+    seen = []
+    for k in range(3):
+        batch = random_batch(args, seed=k, scale=1 + 5 * k)
+        seen += [batch["reward"][e, t, 0].item() for e, episode in enumerate(EPISODES) for t in range(episode.length)]
+        loss = learner.objective(batch).loss
+        mean = sum(seen) / len(seen)
+        batch["reward"].div_((sum((r - mean) ** 2 for r in seen) / len(seen)) ** 0.5)
+        torch.testing.assert_close(loss, plain.objective(batch).loss, rtol=1e-5, atol=1e-6)
+
+
+def test_a_failed_update_forgets_the_rewards_of_its_batch():
+    args = make_args("qmix", standardise_rewards=True)
+    learner = make_learner(args)
+    learner.train(random_batch(args, seed=1), t_env=0, episode_num=0)
+    before = learner.reward_moments.clone()
+    batch = random_batch(args, seed=2)
+    batch["reward"][0, 0] = torch.nan
+    with pytest.raises(NonFiniteError):
+        learner.train(batch, t_env=1, episode_num=1)
+    assert torch.equal(learner.reward_moments, before)
+
+
 # What is logged
 
 
@@ -335,13 +363,19 @@ def test_statistics_are_logged_under_pymarls_names_and_not_too_often():
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
 @pytest.mark.parametrize("alg", ALGS)
 def test_a_loaded_learner_goes_on_as_if_nothing_had_happened(alg, optimizer, tmp_path):
-    args = make_args(alg, optimizer=optimizer, target_update_interval=None, target_update_tau=0.1)
+    options = {"target_update_interval": None, "target_update_tau": 0.1, "standardise_rewards": True}
+    args = make_args(alg, optimizer=optimizer, **options)
     saved = make_learner(args)
     for k in range(3):
         saved.train(random_batch(args, seed=k), t_env=k, episode_num=k)
     saved.save_models(str(tmp_path))
     mixer_files = {"mixer.th", "target_mixer.th"} if args.mixer else set()
-    assert {path.name for path in tmp_path.iterdir()} == {"agent.th", "target_agent.th", "opt.th"} | mixer_files
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "agent.th",
+        "target_agent.th",
+        "opt.th",
+        "statistics.th",
+    } | mixer_files
 
     loaded = make_learner(args, seed=9)
     assert differs(weights(loaded), weights(saved))
