@@ -85,6 +85,15 @@ class Experiment:
             "reward": {"vshape": (1,)},
             "terminated": {"vshape": (1,), "dtype": torch.uint8},
         }
+        if _block_says(args, "heads", "reward_independent", "individual"):
+            if not info.get("individual_reward"):
+                raise UserError(
+                    f"heads.reward_independent=individual: env {args.env} gives one reward to the team, none to each "
+                    "agent; set heads.reward_independent=team (greed_games needs env_args.rewards=individual)"
+                )
+            self.scheme["individual_reward"] = {"vshape": (args.n_agents,)}
+        if _block_says(args, "behaviour", "source", "stored"):
+            self.scheme["behaviour"] = {"vshape": (args.n_actions,), "group": "agents"}
         self.groups = {"agents": args.n_agents}
         self.preprocess = {"actions": ("actions_onehot", [OneHot(args.n_actions)])}
         steps = args.episode_limit + 1
@@ -117,6 +126,7 @@ class Experiment:
         episode, updates, owed = 0, 0, 0.0
         last_test = last_log = t_start - max(args.test_interval, args.log_interval) - 1
         last_save, summary = t_start, {}
+        last_rollout, rollout_steps = t_start - args.t_max, 0
         try:
             while runner.t_env <= args.t_max:
                 batch = runner.run(test_mode=False)
@@ -130,6 +140,10 @@ class Experiment:
                             sample.to(args.device)
                         self._update(sample, episode)
                         updates, owed = updates + 1, owed - 1
+                if self._rolls_out and runner.t_env - last_rollout >= args.gate.rollout_interval:
+                    rollout_steps += self._certify()
+                    self.logger.log_stat("rollout_steps", rollout_steps, runner.t_env)
+                    last_rollout = runner.t_env
                 if runner.t_env - last_test >= args.test_interval:
                     summary = self._test()
                     last_test = runner.t_env
@@ -181,6 +195,22 @@ class Experiment:
                 f"training stopped at step {self.runner.t_env}: {error}; the batch is in {file}, "
                 f"the model before the update beside it"
             ) from error
+
+    @property
+    def _rolls_out(self) -> bool:
+        """Whether the gate compares the heads' values with greedy episodes that are played for it."""
+        return _block_says(self.args, "gate", "realised", "rollout")
+
+    def _certify(self) -> int:
+        """Let each head play greedily and tell the learner what it earned; returns the steps that this took."""
+        steps = 0
+        for head in range(2):
+            if hasattr(self.mac, "act_with"):
+                self.mac.act_with(head)
+            batch = self.runner.play(self.args.gate.rollout_episodes)
+            self.learner.certify(head, batch)
+            steps += int(batch["filled"][:, 1:].sum())
+        return steps
 
     def _test(self) -> dict[str, float]:
         if hasattr(self.runner, "evaluate"):
@@ -254,6 +284,11 @@ def _choose_device(args, log) -> str:
         )
     log.info("No CUDA device: training on the CPU (use_cuda=False says so on purpose, require_cuda=True would fail)")
     return "cpu"
+
+
+def _block_says(args, block: str, key: str, value: str) -> bool:
+    """Whether the config has this block, and this value in it: not every learner has the method's blocks."""
+    return block in vars(args) and getattr(getattr(args, block), key) == value
 
 
 def _good_thread_count(args) -> int:

@@ -24,6 +24,40 @@ class EpsilonGreedyActionSelector:
         explore = torch.rand_like(agent_inputs[..., 0]) < self.epsilon
         return torch.where(explore, Categorical(probs=avail_actions.float()).sample(), greedy)
 
+    def policy(self, agent_inputs: torch.Tensor, avail_actions: torch.Tensor) -> torch.Tensor:
+        """The probabilities that the last selection drew from, at its epsilon: (B, N, A)."""
+        available = (avail_actions > 0).to(agent_inputs.dtype)
+        greedy = agent_inputs.masked_fill(avail_actions == 0, -torch.inf).argmax(dim=-1, keepdim=True)
+        uniform = available / available.sum(dim=-1, keepdim=True).clamp(min=1)
+        return (self.epsilon * uniform).scatter_add(-1, greedy, torch.full_like(uniform, 1 - self.epsilon))
+
+
+class OneAtATimeActionSelector(EpsilonGreedyActionSelector):
+    """A replay of past near-deterministic policies, as data: with probability epsilon every agent plays uniformly,
+    otherwise exactly one agent, drawn uniformly, plays action 1 and the others play action 0. Tests are greedy.
+
+    The agents' actions depend on each other, so independent learners take their teammates' reward for their own
+    (game REPLAY of docs/theory.md).
+    """
+
+    def select_action(self, agent_inputs, avail_actions, t_env: int, test_mode: bool = False) -> torch.Tensor:
+        self.epsilon = 0.0 if test_mode else self.schedule.eval(t_env)
+        if test_mode:
+            return agent_inputs.masked_fill(avail_actions == 0, -torch.inf).argmax(dim=-1)
+        B, N, _ = agent_inputs.shape
+        acting = torch.randint(N, (B, 1), device=agent_inputs.device)
+        alone = (torch.arange(N, device=agent_inputs.device) == acting).long()
+        explore = torch.rand(B, 1, device=agent_inputs.device) < self.epsilon
+        return torch.where(explore, Categorical(probs=avail_actions.float()).sample(), alone)
+
+    def policy(self, agent_inputs: torch.Tensor, avail_actions: torch.Tensor) -> torch.Tensor:
+        """Each agent's own probabilities, (B, N, A); their product is not the team's."""
+        available = (avail_actions > 0).to(agent_inputs.dtype)
+        N = agent_inputs.shape[1]
+        alone = torch.zeros_like(available)
+        alone[..., 0], alone[..., 1] = (N - 1) / N, 1 / N
+        return self.epsilon * available / available.sum(dim=-1, keepdim=True) + (1 - self.epsilon) * alone
+
 
 class MultinomialActionSelector:
     """An action drawn from the agents' policies, or the likeliest one in tests if `test_greedy`."""
@@ -43,8 +77,14 @@ class MultinomialActionSelector:
             return policy.argmax(dim=-1)
         return Categorical(probs=policy).sample()
 
+    def policy(self, agent_inputs: torch.Tensor, avail_actions: torch.Tensor) -> torch.Tensor:
+        """The probabilities that the last selection drew from: (B, N, A)."""
+        weights = agent_inputs.masked_fill(avail_actions == 0, 0.0)
+        return weights / weights.sum(dim=-1, keepdim=True)
+
 
 REGISTRY = {
     "epsilon_greedy": EpsilonGreedyActionSelector,
+    "one_at_a_time": OneAtATimeActionSelector,
     "multinomial": MultinomialActionSelector,
 }

@@ -37,7 +37,7 @@ Four sources are merged key by key, and a later one wins:
 4. what follows `with` on the command line.
 
 Both flags also take the path of a yaml file of your own, as `--config=mine.yaml`. Such a file holds only what differs
-from the defaults.
+from the defaults, or, with `extends: greedy_qmix` as its first key, what differs from that algorithm's file.
 
 Everything is checked before anything starts. An unknown key, a wrong type or a value out of range ends the run with
 one line that names the key, the file that set it, and what is allowed.
@@ -114,7 +114,10 @@ def page() -> str:
     files = {kind: config_files(kind) for kind in ("algs", "envs")}
     defaults = read_entries(DEFAULTS)
     parts = [INTRODUCTION, *_default_tables(defaults)]
-    parts.append("## Blocks of algorithms\n\nThey exist only in the files that head their columns.\n")
+    introduction = (
+        "They exist only in the files that head their columns; an empty cell: as in the file that is extended."
+    )
+    parts.append(f"## Blocks of algorithms\n\n{introduction}\n")
     parts += [_block_table(name, name, model, files["algs"].values()) for name, model in BLOCKS.items()]
     parts.append("## Arguments of environments\n")
     for env, model in ENV_ARGS.items():
@@ -161,9 +164,11 @@ def _file_table(path: Path, defaults: dict[str, Entry]) -> str:
     rows = [
         (f"`{key}`", f"`{entry.value}`", entry.comment or defaults[key].comment)
         for key, entry in read_entries(path).items()
-        if "." not in key and key not in BLOCKS and key != "env_args"
+        if "." not in key and key not in (*BLOCKS, "env_args", "extends")
     ]
     introduction = f"{heading_comment(path)}\n\n" if heading_comment(path) else ""
+    if parent := read_yaml(path).get("extends"):
+        introduction += f"Extends `{parent}`: keys that it leaves out are those of that file.\n\n"
     return f"### {shown(path)}\n\n{introduction}" + _table(("key", "value", "meaning"), rows)
 
 

@@ -116,17 +116,38 @@ class Run(Section):
     repeat_id: int
 
 
+class Heads(Section):
+    utilities: Literal["shared", "separate"]
+    act: Literal["shared", "independent", "cooperative", "global", "agent", "distil"]
+    reward_independent: Literal["team", "individual"]
+
+
 class Conservative(Section):
     alpha_independent: NonNegative
     alpha_cooperative: NonNegative
-    op: Literal["lse", "max"]
+    op: Literal["lse", "max", "lse_beta", "lse_mean", "softmax", "uniform"]
     temperature: Positive
+    joint: Literal["cf", "max", "sampled", "linear"]
+    samples: Count
+    coefficient: Literal["fixed", "lagrange"]
+    threshold: NonNegative
+    eta: Positive
+    l_max: Positive
+    coefficient_max: Positive
 
 
 class Gate(Section):
     mode: Literal["direct", "hard", "lagrange", "fixed", "none"]
-    acts_on: Literal["loss", "penalty"]
-    joint: Literal["auto", "max", "cf"]
+    metric: Literal["gap", "over", "cert", "td"]
+    acts_on: Literal["loss", "penalty", "none"]
+    target: Literal["own", "min", "soft", "cert"]
+    op: Literal["max", "lse", "lse_beta", "lse_mean", "softmax", "uniform"]
+    joint: Literal["auto", "max", "cf", "cf_per_gain", "sampled", "linear"]
+    realised: Literal["match", "is", "rollout"]
+    min_rows: Count
+    importance_clip: Annotated[float, Field(ge=1)]
+    rollout_interval: Count
+    rollout_episodes: Count
     p: Positive
     eps: Positive
     prior_cooperative: Annotated[float, Field(gt=0, lt=1)]
@@ -135,15 +156,29 @@ class Gate(Section):
     weight_independent: Share
     eta: Positive
     l_max: Positive
+    form: Literal["exp", "gradient"]
+    threshold: NonNegative | None
 
 
 class Munchausen(Section):
-    source: Literal["alternative", "none"]
+    source: Literal["alt_counterfactual", "alt_utility", "self", "none"]
+    who: Literal["own", "sum", "others", "author"]
     alpha: Share
+    kl: NonNegative
     tau: Positive
     l0: Annotated[float, Field(le=0)]
+    clip: Literal["scaled", "unscaled"]
     bootstrap: Literal["soft", "hard"]
     alternative_ema: PositiveShare
+
+
+class Behaviour(Section):
+    source: Literal["empirical", "stored", "bc_rnn", "cvae_joint"]
+    hidden_dim: Count
+    latent_dim: Count
+    samples: Count
+    kl_weight: NonNegative
+    lr: Positive
 
 
 class Smax(Section):
@@ -161,6 +196,17 @@ class MatrixGames(Section):
     game: Filled
     k: Annotated[float, Field(le=0)]
     repeats: Count | None
+    seed: Seed | None
+
+
+class GreedGames(Section):
+    game: Filled
+    kappa: Share | None
+    n_agents: Annotated[int, Field(ge=2)] | None
+    spectators: Natural
+    reward_noise: NonNegative
+    noise_dims: Natural
+    rewards: Literal["team", "individual"]
     seed: Seed | None
 
 
@@ -203,10 +249,22 @@ class StarCraft2(Section):
     debug: bool
 
 
-BLOCKS: dict[str, type[Section]] = {"conservative": Conservative, "gate": Gate, "munchausen": Munchausen}
+BLOCKS: dict[str, type[Section]] = {
+    "heads": Heads,
+    "conservative": Conservative,
+    "gate": Gate,
+    "munchausen": Munchausen,
+    "behaviour": Behaviour,
+}
 # The blocks that each learner of this project reads; plug-ins may have any.
 LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {"q_learner": (), "greedy_q_learner": tuple(BLOCKS)}
-ENV_ARGS: dict[str, type[Section]] = {"smax": Smax, "matrix_games": MatrixGames, "gymma": Gymma, "sc2": StarCraft2}
+ENV_ARGS: dict[str, type[Section]] = {
+    "smax": Smax,
+    "matrix_games": MatrixGames,
+    "greed_games": GreedGames,
+    "gymma": Gymma,
+    "sc2": StarCraft2,
+}
 TOP_LEVEL = (*Run.model_fields, *BLOCKS, "env_args", "plugin")
 
 
@@ -305,6 +363,16 @@ def _find_file(flag: str, name: str | None) -> Path:
     raise ConfigError(f"--{flag}={name}: there is no such config{hint}; {choices}")
 
 
+def _lineage(path: Path) -> list[Path]:
+    """The files that an algorithm's file extends, the first ancestor first, and the file itself."""
+    chain = [path]
+    while (parent := read_yaml(chain[0]).get("extends")) is not None:
+        chain.insert(0, _find_file("config", parent))
+        if chain[0] in chain[1:]:
+            raise ConfigError(f"extends={parent!r} ({shown(chain[1])}): the files extend each other in a circle")
+    return chain
+
+
 # --- merging and checking
 
 
@@ -320,8 +388,9 @@ def load(alg: str | None, env: str | None, overrides: Mapping[str, Any]) -> dict
         ConfigError: anything is wrong with them.
     """
     draft = _Draft()
-    for path in (FOLDER / "default.yaml", _find_file("env-config", env), _find_file("config", alg)):
-        draft.merge(read_yaml(path), shown(path))
+    for path in (FOLDER / "default.yaml", _find_file("env-config", env), *_lineage(_find_file("config", alg))):
+        keys = {key: value for key, value in read_yaml(path).items() if key != "extends"}
+        draft.merge(keys, shown(path))
     draft.merge(overrides, COMMAND_LINE)
     draft.check(Path(str(alg)).stem)
     config = draft.config
@@ -440,7 +509,8 @@ class _Draft:
 
 
 def _configs_with(block: str) -> list[str]:
-    return [name for name, path in config_files("algs").items() if block in read_yaml(path)]
+    files = config_files("algs").items()
+    return [name for name, path in files if any(block in read_yaml(file) for file in _lineage(path))]
 
 
 def _hint(key: str, value: Any, options: list[dict], source: str) -> str:
@@ -486,10 +556,84 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield "values are no probabilities; set agent_output_type=pi_logits", "action_selector", "agent_output_type"
     if config["evaluate"] and not config["checkpoint_path"]:
         yield "which model? Set checkpoint_path=results/models/<token>", "evaluate", "checkpoint_path"
-    gate = config.get("gate", {})
-    if gate.get("mode") == "lagrange" and gate.get("joint") == "max":
+    if all(name in config for name in BLOCKS):
+        yield from _method_conflicts(config)
+
+
+def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Combinations of the method's options that make no sense: why, and the keys."""
+    heads, conservative, gate = config["heads"], config["conservative"], config["gate"]
+    munchausen, behaviour = config["munchausen"], config["behaviour"]
+    shared = heads["utilities"] == "shared"
+    gated = gate["mode"] != "none"
+    if shared != (heads["act"] == "shared"):
+        choice = "heads.act=shared" if shared else "heads.act=global (or independent, cooperative, agent, distil)"
+        yield (
+            f"shared utilities have one greedy action, separate ones two; set {choice}",
+            "heads.utilities",
+            "heads.act",
+        )
+    if not shared and config["mac"] == "basic_mac":
+        yield "separate utilities need a controller with two networks; set mac=gated_mac", "heads.utilities", "mac"
+    if shared and config["mac"] == "gated_mac":
+        yield "shared utilities are one network; set mac=basic_mac", "heads.utilities", "mac"
+    if not gated and heads["act"] in ("global", "agent", "distil"):
+        message = "without a gate nothing chooses who acts; set heads.act=cooperative, or a gate.mode"
+        yield message, "gate.mode", "heads.act"
+    if not shared and gated and gate["acts_on"] == "loss":
+        message = "a positive factor does not change what separate networks learn; set gate.acts_on=none or penalty"
+        yield message, "heads.utilities", "gate.acts_on"
+    if heads["reward_independent"] == "individual" and gate["target"] != "own":
+        message = "an agent's own return and the team's are on different scales; set gate.target=own"
+        yield message, "heads.reward_independent", "gate.target"
+    if gate["mode"] == "lagrange" and gate["joint"] == "max":
         message = "a joint gap's multiplier shrinks as the data gets worse, so the gate would trust the wrong head"
         yield f"{message}; set gate.joint=auto or gate.joint=cf", "gate.mode", "gate.joint"
+    for block, options in (("conservative", conservative), ("gate", gate)):
+        joint = options["joint"]
+        if joint == "auto":
+            joint = "cf" if gate["mode"] == "lagrange" else "max"
+        if joint == "max" and options["op"] != "max":
+            message = f"only the maximum of a joint action is exact; set {block}.op=max or {block}.joint=cf"
+            yield message, f"{block}.joint", f"{block}.op"
+        if joint == "sampled" and options["op"] != "lse":
+            message = f"samples estimate a log-sum-exp; set {block}.op=lse or {block}.joint=cf"
+            yield message, f"{block}.joint", f"{block}.op"
+        if options["op"] == "lse_beta" and behaviour["source"] == "empirical":
+            message = "logged actions alone have no probabilities; set behaviour.source=stored (or bc_rnn, cvae_joint)"
+            yield message, f"{block}.op", "behaviour.source"
+    if conservative["coefficient"] == "lagrange":
+        if conservative["op"] not in ("max", "lse_beta"):
+            message = (
+                "its least gap is above every small threshold, so the multiplier would diverge; use max or lse_beta"
+            )
+            yield message, "conservative.coefficient", "conservative.op"
+        if gate["mode"] == "lagrange" and gate["acts_on"] == "penalty":
+            message = (
+                "weights that are reciprocal multipliers cancel against multiplied penalties; set gate.acts_on=loss"
+            )
+            yield message, "conservative.coefficient", "gate.acts_on"
+    measures = gate["metric"] in ("over", "cert") or gate["target"] == "cert"
+    if measures and gate["realised"] == "is" and behaviour["source"] == "empirical":
+        message = "importance weights need the probabilities of the actions; set behaviour.source=stored"
+        yield message, "gate.realised", "behaviour.source"
+    if measures and gate["realised"] == "rollout" and config["runner"] != "vector":
+        yield "rollouts are played by the vector runner; set runner=vector", "gate.realised", "runner"
+    if munchausen["source"] == "alt_utility" and munchausen["who"] != "others" and shared:
+        message = (
+            "with shared utilities that is the head's own policy; set munchausen.source=alt_counterfactual (or self)"
+        )
+        yield message, "munchausen.source", "heads.utilities"
+    if munchausen["source"] != "none" and munchausen["who"] == "others":
+        if munchausen["source"] == "alt_counterfactual":
+            message = "a counterfactual policy belongs to its agent's own action; set munchausen.source=alt_utility"
+            yield message, "munchausen.who", "munchausen.source"
+        if not config["obs_agent_id"]:
+            message = "without ids all agents have one policy, so others say what the agent itself says; set who=own"
+            yield message, "munchausen.who", "obs_agent_id"
+        if munchausen["kl"] > 0:
+            message = "the direct KL is to one policy; set munchausen.who=own or munchausen.kl=0"
+            yield message, "munchausen.who", "munchausen.kl"
 
 
 # --- the frozen configuration

@@ -1,5 +1,6 @@
 """Controllers: the agents of a team acting on their own observations."""
 
 from controllers.basic_controller import BasicMAC
+from controllers.gated_controller import GatedMAC
 
-REGISTRY = {"basic_mac": BasicMAC}
+REGISTRY = {"basic_mac": BasicMAC, "gated_mac": GatedMAC}

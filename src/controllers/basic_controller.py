@@ -21,13 +21,18 @@ class BasicMAC:
         self._build_agents(self._get_input_shape(scheme))
         self.agent_output_type = args.agent_output_type
         self.action_selector = resolve("action_selector", args.action_selector, action_REGISTRY)(args)
+        self.records_behaviour = "behaviour" in scheme
+        self.behaviour: Any = None  # (len(bs), N, A) probabilities of the last selection, if the scheme stores them
         self.hidden_states: Any = None  # (B, N, H) after init_hidden, (B * N, H) after a step, as in PyMARL
 
     def select_actions(self, ep_batch, t_ep: int, t_env: int, bs=slice(None), test_mode: bool = False) -> torch.Tensor:
         """Actions (len(bs), N) of the episodes `bs` at step `t_ep`."""
         avail_actions = ep_batch["avail_actions"][:, t_ep]
         agent_outputs = self.forward(ep_batch, t_ep, test_mode=test_mode)
-        return self.action_selector.select_action(agent_outputs[bs], avail_actions[bs], t_env, test_mode=test_mode)
+        actions = self.action_selector.select_action(agent_outputs[bs], avail_actions[bs], t_env, test_mode=test_mode)
+        if self.records_behaviour:
+            self.behaviour = self.action_selector.policy(agent_outputs[bs], avail_actions[bs])
+        return actions
 
     def forward(self, ep_batch, t: int, test_mode: bool = False) -> torch.Tensor:
         """Action values, or policies if `agent_output_type` is "pi_logits", of step t: (B, N, A)."""
@@ -51,6 +56,21 @@ class BasicMAC:
         outputs = outputs.view(T, B, self.n_agents, -1).transpose(0, 1)
         return self._to_output(outputs, batch["avail_actions"], test_mode)
 
+    def unroll_others(self, batch, network=None) -> torch.Tensor:
+        """The values that agent j would see on the history of agent i, [..., i, j, :]: (B, T, N, N, A).
+
+        The network is the agents' own, or one with the same inputs.
+        """
+        if not self.args.obs_agent_id:
+            raise ValueError("without obs_agent_id every agent sees the same values; nothing is another agent's")
+        inputs = self._build_sequence_inputs(batch)  # (T, B, N, I), the agents' ids last
+        T, B, N, _ = inputs.shape
+        histories = inputs[..., :-N].unsqueeze(3).expand(T, B, N, N, -1)
+        ids = torch.eye(N, device=inputs.device).expand(T, B, N, N, N)
+        swapped = torch.cat([histories, ids], dim=-1)
+        values = self._run(network or self.agent, swapped.reshape(T, B, N * N, -1))
+        return values.reshape(B, T, N, N, -1)
+
     def init_hidden(self, batch_size: int) -> None:
         self.hidden_states = self.agent.init_hidden().unsqueeze(0).expand(batch_size, self.n_agents, -1)
 
@@ -69,6 +89,12 @@ class BasicMAC:
     def load_models(self, path: str) -> None:
         state = torch.load(Path(path) / "agent.th", map_location="cpu", weights_only=True)
         self.agent.load_state_dict(state)
+
+    @staticmethod
+    def _run(network, inputs: torch.Tensor) -> torch.Tensor:
+        """A network on sequences from fresh memory: inputs (T, B, X, I) -> (B, T, X, A)."""
+        T, B, X, _ = inputs.shape
+        return unroll_network(network, inputs.reshape(T, B * X, -1)).view(T, B, X, -1).transpose(0, 1)
 
     def _build_agents(self, input_shape: int) -> None:
         self.agent = resolve("agent", self.args.agent, agent_REGISTRY)(input_shape, self.args)
@@ -118,3 +144,15 @@ class BasicMAC:
             epsilon = self.action_selector.epsilon
             policy = (1 - epsilon) * policy + epsilon / avail.sum(dim=-1, keepdim=True).clamp(min=1)
         return policy.masked_fill(~avail, 0.0)
+
+
+def unroll_network(network, inputs: torch.Tensor) -> torch.Tensor:
+    """An agent's network on sequences from fresh memory, stepped if it has no `unroll`: (T, R, I) -> (T, R, A)."""
+    hidden = network.init_hidden().expand(inputs.shape[1], -1)
+    if hasattr(network, "unroll"):
+        return network.unroll(inputs, hidden)[0]
+    outputs = []
+    for step in inputs:
+        values, hidden = network(step, hidden)
+        outputs.append(values)
+    return torch.stack(outputs)

@@ -12,6 +12,7 @@ from utils.registry import lazy, resolve
 VECTOR_REGISTRY: dict[str, Callable[..., VectorEnv]] = {
     "smax": lazy("envs.smax:SmaxVectorEnv"),
     "matrix_games": lazy("envs.matrix_games:MatrixGameVectorEnv"),
+    "greed_games": lazy("envs.greed_games:GreedGameVectorEnv"),
 }
 
 

@@ -50,6 +50,8 @@ Shown = list[tuple[Any, Any]]
 class GymmaEnv(MultiAgentEnv):
     """One Gymnasium or PettingZoo environment; the module's docstring says how it is mapped.
 
+    Each agent's reward is in the step's info as `individual_reward`, N numbers that sum to the team's.
+
     Args:
         key: which environment, `module:EnvId-vN` or `pettingzoo:package.module`.
         time_limit: steps after which an episode is cut.
@@ -59,6 +61,8 @@ class GymmaEnv(MultiAgentEnv):
     Raises:
         UserError: there is no such environment, or it is not one of several agents with discrete actions.
     """
+
+    individual_reward = True
 
     def __init__(self, key: str, time_limit: int, seed: int | None, kwargs: dict[str, Any]):
         if clash := [name for name in CLOCKS if name in kwargs]:
@@ -104,11 +108,12 @@ class GymmaEnv(MultiAgentEnv):
     def step(self, actions) -> tuple[float, bool, dict]:
         """Play the joint action, N integers. Returns (team reward, whether the episode ended, info)."""
         joint_action = (np.asarray(actions).reshape(-1) + self._action_starts).tolist()
-        shown, reward, terminated, truncated = self._game.step(joint_action)
+        shown, rewards, terminated, truncated = self._game.step(joint_action)
         self._see(shown)
         self._steps += 1
         timed_out = not terminated and (truncated or self._steps >= self.episode_limit)
-        return reward, terminated or timed_out, {"episode_limit": timed_out}
+        info = {"episode_limit": timed_out, "individual_reward": rewards}
+        return sum(rewards), terminated or timed_out, info
 
     def get_obs(self) -> list[np.ndarray]:
         """The observations of all agents: N arrays of shape (O,), float32."""
@@ -182,10 +187,14 @@ class _TupleGame:
     def reset(self, seed: int | None) -> Shown:
         return self._shown(*self.env.reset(seed=seed))
 
-    def step(self, actions: list[int]) -> tuple[Shown, float, bool, bool]:
-        """Returns (what is shown, team reward, terminated, truncated)."""
+    def step(self, actions: list[int]) -> tuple[Shown, list[float], bool, bool]:
+        """Returns (what is shown, the agents' rewards, terminated, truncated)."""
         observations, rewards, terminated, truncated, info = self.env.step(tuple(actions))
-        return self._shown(observations, info), float(np.sum(rewards)), *_end(terminated, truncated)
+        # One number is the team's: then every agent has an equal share.
+        shares = np.broadcast_to(np.asarray(rewards, float), len(self.action_spaces))
+        if np.ndim(rewards) == 0:
+            shares = shares / len(self.action_spaces)
+        return self._shown(observations, info), shares.tolist(), *_end(terminated, truncated)
 
     def _shown(self, observations, info: dict) -> Shown:
         return list(zip(observations, info.get("action_mask", [None] * len(observations)), strict=True))
@@ -205,8 +214,8 @@ class _ParallelGame:
         observations, infos = self.env.reset(seed=seed)
         return self._shown(self.env.agents, observations, infos)
 
-    def step(self, actions: list[int]) -> tuple[Shown, float, bool, bool]:
-        """Returns (what is shown, team reward, terminated, truncated)."""
+    def step(self, actions: list[int]) -> tuple[Shown, list[float], bool, bool]:
+        """Returns (what is shown, the agents' rewards, terminated, truncated)."""
         acting = list(self.env.agents)
         joint_action = {name: action for name, action in zip(self.names, actions, strict=True) if name in acting}
         observations, rewards, terminated, truncated, infos = self.env.step(joint_action)
@@ -215,7 +224,8 @@ class _ParallelGame:
         if ended == (False, True):
             # By now the environment has dismissed everybody, but learners bootstrap from what a cut episode shows last.
             present = [name for name in acting if not terminated[name]]
-        return self._shown(present, observations, infos), float(sum(rewards[name] for name in acting)), *ended
+        earned = [float(rewards[name]) if name in acting else 0.0 for name in self.names]
+        return self._shown(present, observations, infos), earned, *ended
 
     def _shown(self, present: list, observations: dict, infos: dict) -> Shown:
         return [

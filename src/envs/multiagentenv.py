@@ -15,6 +15,7 @@ class MultiAgentEnv(ABC):
 
     n_agents: int
     episode_limit: int
+    individual_reward = False  # whether infos say what each agent earned: N numbers that sum to the team's reward
 
     @abstractmethod
     def reset(self) -> tuple[list[np.ndarray], np.ndarray]:
@@ -80,4 +81,5 @@ class MultiAgentEnv(ABC):
             "n_actions": self.get_total_actions(),
             "n_agents": self.n_agents,
             "episode_limit": self.episode_limit,
+            "individual_reward": self.individual_reward,
         }

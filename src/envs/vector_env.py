@@ -38,12 +38,14 @@ class VectorStep:
     next: Observation
     final: Observation
     info: dict[str, torch.Tensor] = field(default_factory=dict)  # each (E,) float32, valid where an episode ended
+    individual_reward: torch.Tensor | None = None  # (E, N) each agent's share; sums to reward
 
 
 class VectorEnv(ABC):
     """E environments behind one call. An environment that ends starts its next episode at once."""
 
     n_envs: int
+    individual_reward = False  # whether steps also say what each agent earned
     n_agents: int
     n_actions: int
     obs_size: int
@@ -76,6 +78,7 @@ class VectorEnv(ABC):
             "n_actions": self.n_actions,
             "n_agents": self.n_agents,
             "episode_limit": self.episode_limit,
+            "individual_reward": self.individual_reward,
         }
 
 
@@ -92,6 +95,7 @@ class SerialVectorEnv(VectorEnv):
         self.obs_size = info["obs_shape"]
         self.state_size = info["state_shape"]
         self.episode_limit = info["episode_limit"]
+        self.individual_reward = info.get("individual_reward", False)
 
     def reset(self) -> Observation:
         for env in self.envs:
@@ -116,7 +120,11 @@ class SerialVectorEnv(VectorEnv):
         keys = dict.fromkeys(key for info in infos for key, value in info.items() if isinstance(value, Number))
         stacked_info = {key: self._tensor([info.get(key, 0) for info in infos], np.float32) for key in keys}
         stacked_info["episode_limit"] = self._tensor(truncated, np.float32)
+        shares = None
+        if self.individual_reward:
+            shares = self._tensor([info["individual_reward"] for info in infos], np.float32)
         return VectorStep(
+            individual_reward=shares,
             reward=self._tensor(rewards, np.float32),
             terminated=self._tensor(terminated, bool),
             truncated=self._tensor(truncated, bool),
@@ -159,6 +167,7 @@ class SingleEnv(MultiAgentEnv):
         self.vector_env = vector_env
         self.n_agents = vector_env.n_agents
         self.episode_limit = vector_env.episode_limit
+        self.individual_reward = vector_env.individual_reward
         self._seen: Observation | None = None  # what the agents see now
         self._fresh: Observation | None = None  # the start of an episode that the last step began by itself
 
@@ -175,8 +184,10 @@ class SingleEnv(MultiAgentEnv):
         done = bool(step.terminated[0] | step.truncated[0])
         self._seen = step.final
         self._fresh = step.next if done else None
-        info = {key: float(value[0]) for key, value in step.info.items()} if done else {}
+        info: dict[str, Any] = {key: float(value[0]) for key, value in step.info.items()} if done else {}
         info["episode_limit"] = bool(step.truncated[0])
+        if step.individual_reward is not None:
+            info["individual_reward"] = step.individual_reward[0].tolist()
         return float(step.reward[0]), done, info
 
     def get_obs(self) -> list[np.ndarray]:

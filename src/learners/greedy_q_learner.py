@@ -1,160 +1,450 @@
 """Greedy Q-learning: when to ignore cooperation.
 
-Shared utilities Q_i carry two heads: the independent one, every Q_i toward the team's return, and the cooperative one,
-Q_tot = f(Q_1, ..., Q_N; s) of a monotone mixer. Each head is made conservative, a gate on their conservative gaps
-weighs them, and each one's target is regularised toward the other's policy. Pairs are ordered (independent,
+Two heads value what the agents do: the independent one, every agent's own Q_i toward the team's return, and the
+cooperative one, Q_tot = f(Q_1, ..., Q_N; s) of a monotone mixer, over the same utilities or over utilities of its own.
+Each head is made conservative, a gate decides how far to trust each, and each one's target is regularised toward the
+other's policy. docs/method.md has the equations and where each of them is. Pairs are ordered (independent,
 cooperative); the legend is that of `q_learner`.
 """
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
+from learners.heads import Heads
 from learners.q_learner import LEAST_SCALE, Objective, QLearner, Transitions
-from modules.mixers import counterfactual_q_tot
-from objectives import conservative, gate, munchausen
-from objectives.td import lambda_targets, td_loss
+from modules.behaviour import REGISTRY as behaviour_REGISTRY
+from objectives import behaviour, conservative, gate, munchausen
+from objectives.td import discounted_returns, lambda_targets, td_loss
 from utils.errors import UserError
 from utils.networks import blend, unroll
 from utils.shapes import masked_mean, masked_std
 
 HEADS = ("independent", "cooperative")
+BLOCKS = ("heads", "conservative", "gate", "munchausen", "behaviour")
 
 
 class GreedyQLearner(QLearner):
-    statistics = (*QLearner.statistics, "gap_ema", "target_std", "reward_std", "log_multipliers", "weights")
+    statistics = (
+        *QLearner.statistics,
+        "target_std",
+        "reward_std",
+        "gap_ema",
+        "value_ema",
+        "excess_ema",
+        "excess_known",
+        "td_ema",
+        "log_multipliers",
+        "log_coefficients",
+        "weights",
+    )
 
     def __init__(self, mac, scheme, logger, args):
         super().__init__(mac, scheme, logger, args)
         if self.mixer is None:
             raise UserError("mixer=null: greedy_q_learner weighs a cooperative head, so it needs a mixer such as qmix")
+        # PyMARL hands blocks over as dicts.
+        self.cfg = SimpleNamespace(**{name: _as_namespace(getattr(args, name)) for name in BLOCKS})
+        self.shared = self.cfg.heads.utilities == "shared"
+        self.individual = self.cfg.heads.reward_independent == "individual"
         # The alternative: slow copies whose policies the targets are regularised toward.
         self.slow_mac = copy.deepcopy(mac)
         self.slow_mixer = copy.deepcopy(self.mixer)
+        for parameter in (*self.slow_mac.parameters(), *self.slow_mixer.parameters()):
+            parameter.requires_grad_(False)
+        self.behaviour: Any = None  # a model of the behaviour policy, if it is learned
+        if self.cfg.behaviour.source in behaviour_REGISTRY:
+            build = behaviour_REGISTRY[self.cfg.behaviour.source]
+            sizes = SimpleNamespace(n_actions=args.n_actions, behaviour=self.cfg.behaviour)
+            self.behaviour = build(mac._get_input_shape(scheme), sizes)
+            self.behaviour_optimiser = torch.optim.Adam(self.behaviour.parameters(), lr=self.cfg.behaviour.lr)
         # Running statistics, each (2,) over the heads but for the reward's; None until the first batch.
-        self.gap_ema: Any = None
         self.target_std: Any = None
         self.reward_std: Any = None
-        self.log_multipliers = torch.zeros(2)
-        fixed = args.gate.weight_independent if args.gate.mode == "fixed" else 0.5
+        self.gap_ema: Any = None
+        self.value_ema: Any = None  # the heads' greedy values, of the team
+        self.td_ema: Any = None
+        self.excess_ema = torch.zeros(2)  # how far they stand above what was realised
+        self.excess_known = torch.zeros(2)  # 1 for heads of which that has been measured
+        self.log_multipliers = torch.zeros(2)  # of the Lagrangian gate
+        self.log_coefficients = torch.zeros(2)  # of the penalties, if these are Lagrangian
+        fixed = self.cfg.gate.weight_independent if self.cfg.gate.mode == "fixed" else 0.5
         self.weights = torch.tensor([fixed, 1 - fixed])
+        self.gap_profile: Any = None  # the last batch's gaps (B, T, N), (B, T, 1) and mask (B, T, 1), for pictures
 
     def objective(self, batch) -> Objective:
         """Sum over heads of TD loss and conservative penalty, weighed by the gate (section 1.2 of the method)."""
         step = self._transitions(batch)
-        state, next_state = step.state[:, :-1], step.state[:, 1:]
-        avail = step.avail[:, :-1]
-        q = unroll(self.mac, batch)  # (B, T+1, N, A)
+        q_i, q_c = self._unroll_heads(self.mac, batch)  # (B, T+1, N, A) each
         with torch.no_grad():
-            q_target = unroll(self.target_mac, batch)
-        q_t = q[:, :-1]
-        chosen = q_t.gather(3, step.actions).squeeze(3)  # (B, T, N)
-        q_tot = self.mixer(chosen, state)  # (B, T, 1)
+            target_q = self._unroll_heads(self.target_mac, batch)
+        beta, behaviour_stats = self._behaviour_policy(batch, step)
+        heads = Heads(step, q_i, q_c, self.mixer, beta)
+        q_tot = heads.q_tot  # (B, T, 1)
         self._start_statistics(step)
 
+        reward_i = step.reward if step.individual_reward is None else step.individual_reward
         with torch.no_grad():
-            self._update_gate(step, q_t.detach(), chosen.detach(), q_tot.detach())
-            bonus_i, bonus_c = self._munchausen_bonuses(batch, step)
-            v_i, v_c = self._bootstrap_values(q, q_target, step.avail)
-            target_i = self._targets(step, step.reward + bonus_i, v_i)  # (B, T, N)
-            target_c = self._targets(step, step.reward + bonus_c, self.target_mixer(v_c, next_state))  # (B, T, 1)
-        mask_i = step.mask.expand_as(chosen)
-        td = torch.stack([td_loss(chosen, target_i, mask_i), td_loss(q_tot, target_c, step.mask)])
-        penalty = torch.stack(self._penalties(step, q_t, chosen, q_tot, state, avail))
-        acting_weights = None if self.args.gate.mode == "none" else self.weights
-        loss = gate.combine(td, penalty, acting_weights, self.args.gate.acts_on)
+            v_i, v_c = self._bootstrap_values(step, (q_i, q_c), target_q)  # (B, T, N), (B, T, 1)
+            self._update_gate(step, heads, v_i, v_c)
+            slow = Heads(step, *self._unroll_heads(self.slow_mac, batch), self.slow_mixer)
+            alternative = self._alternative_policies(batch, slow)
+            bonus_i, bonus_c = self._munchausen_bonuses(step, slow, alternative)
+            target_i = self._targets(step, reward_i + bonus_i, v_i)  # (B, T, N)
+            target_c = self._targets(step, step.reward + bonus_c, v_c)  # (B, T, 1)
+        mask_i = step.mask.expand_as(heads.chosen_i)
+        td = torch.stack([td_loss(heads.chosen_i, target_i, mask_i), td_loss(q_tot, target_c, step.mask)])
+        penalty = torch.stack(self._penalties(step, heads))
+        regularised = td if self.cfg.munchausen.kl == 0 else td + self._kl(step, heads, alternative)
+        acting_weights = None if self.cfg.gate.mode == "none" else self.weights
+        loss = gate.combine(regularised, penalty, acting_weights, self.cfg.gate.acts_on)
+        imitation = self._imitation_loss(batch, step, heads)
 
         target_std = torch.stack([masked_std(target_i, mask_i), masked_std(target_c, step.mask)])
-        self.target_std = gate.smooth(self.target_std, target_std, self.args.gate.ema).clamp(min=LEAST_SCALE)
-        stats = self._td_stats(q_tot, target_c, step.mask) | {
-            "td_error_abs_independent": masked_mean((chosen - target_i).abs().detach(), mask_i),
-            "munchausen_bonus_independent": masked_mean(bonus_i.expand_as(chosen), mask_i),
-            "munchausen_bonus_cooperative": masked_mean(bonus_c, step.mask),
-        }
+        self.target_std = gate.smooth(self.target_std, target_std, self.cfg.gate.ema).clamp(min=LEAST_SCALE)
+        self.td_ema = gate.smooth(self.td_ema, td, self.cfg.gate.ema)
         terms = {}
         for h, head in enumerate(HEADS):
             terms |= {f"td_loss_{head}": td[h], f"penalty_{head}": penalty[h]}
-            stats |= {f"gap_{head}": self.gap_ema[h], f"gate_weight_{head}": self.weights[h]}
+        if imitation is not None:
+            terms["imitation_loss"] = imitation
+            loss = loss + imitation
+        stats = self._td_stats(q_tot, target_c, step.mask) | {
+            "td_error_abs_independent": masked_mean((heads.chosen_i - target_i).abs().detach(), mask_i),
+            "munchausen_bonus_independent": masked_mean(bonus_i.expand_as(heads.chosen_i), mask_i),
+            "munchausen_bonus_cooperative": masked_mean(bonus_c, step.mask),
+        }
+        stats |= self._gate_stats(step, heads) | behaviour_stats
         return Objective(loss, terms, stats | {key: value.detach() for key, value in terms.items()})
 
-    def _penalties(self, step, q_t, chosen, q_tot, state, avail) -> list[torch.Tensor]:
-        """alpha_h d_h: the independent head's mean gap of the agents, the cooperative head's counterfactual gap.
+    def joint_values(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The utilities that the mixer reads (B, T, N, A) and Q_tot of the batch's joint actions (B, T, 1)."""
+        with torch.no_grad():
+            _, q = self._unroll_heads(self.mac, batch)
+            return q, self.mixer(q.gather(3, batch["actions"]).squeeze(3), batch["state"])
+
+    def certify(self, head: int, batch) -> None:
+        """Compare a head's values at the start of episodes with what its greedy play earned in them (`rollout`).
+
+        Args:
+            batch: whole episodes that all agents played greedily by this head.
+        """
+        with torch.no_grad():
+            step = self._transitions(batch, learn_scale=False)
+            heads = Heads(step, *self._unroll_heads(self.mac, batch), self.mixer)
+            value = (heads.value_c if head else self._team(heads.value_i))[:, 0].mean()
+            realised = discounted_returns(step.reward * step.mask, self.args.gamma)[:, 0].mean()
+        of_head = torch.arange(2, device=value.device) == head
+        before = torch.zeros_like(self.excess_ema) if self.value_ema is None else self.value_ema
+        self.value_ema = torch.where(of_head, value, before)
+        self.excess_ema = torch.where(of_head, value - realised, self.excess_ema)
+        self.excess_known = torch.where(of_head, 1.0, self.excess_known)
+
+    def _unroll_heads(self, mac, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Utilities of the independent and the cooperative head, (B, T+1, N, A); one tensor if they are shared."""
+        if self.shared:
+            q = unroll(mac, batch)
+            return q, q
+        return mac.unroll_heads(batch)
+
+    def _transitions(self, batch, learn_scale: bool = True) -> Transitions:
+        step = super()._transitions(batch, learn_scale)
+        if not self.individual:
+            step.individual_reward = None
+        elif step.individual_reward is None:
+            raise UserError("heads.reward_independent=individual: the batch has no individual_reward; set it to team")
+        return step
+
+    def _team(self, values: torch.Tensor) -> torch.Tensor:
+        """The independent head's value of the team (B, T, 1): the agents' mean, or their sum if rewards are theirs."""
+        return values.sum(dim=-1, keepdim=True) if self.individual else values.mean(dim=-1, keepdim=True)
+
+    # Conservatism
+
+    def _penalties(self, step: Transitions, heads: Heads) -> list[torch.Tensor]:
+        """alpha_h d_h of both heads: the mean gap of the agents, and the gap of Q_tot.
 
         alpha and the temperature are in units of the targets' spread, so that the trade-off against the TD loss does
-        not change with the scale of the reward.
+        not change with the scale of the reward. Lagrangian coefficients replace alpha by exp(l_h) and ascend on d_h.
         """
-        cfg = self.args.conservative
-        scale_i, scale_c = self.target_std
-        nothing = chosen.new_zeros(())
-        penalty_i = penalty_c = nothing
+        cfg = self.cfg.conservative
+        scale = self.target_std
+        gaps = [heads.q_tot.new_zeros(())] * 2
         if cfg.alpha_independent > 0:
-            gaps = conservative.agent_gaps(q_t, avail, chosen, cfg.op, cfg.temperature * scale_i)
-            penalty_i = cfg.alpha_independent * scale_i * masked_mean(gaps, step.mask.expand_as(gaps))
+            agents = heads.agent_gaps(cfg.op, cfg.temperature * scale[0])
+            gaps[0] = masked_mean(agents, step.mask.expand_as(agents))
         if cfg.alpha_cooperative > 0:
-            q_cf = counterfactual_q_tot(self.mixer, chosen, q_t, state)
-            gaps = conservative.counterfactual_gap(q_cf, avail, q_tot, cfg.op, cfg.temperature * scale_c)
-            penalty_c = cfg.alpha_cooperative * scale_c * masked_mean(gaps, step.mask)
-        return [penalty_i, penalty_c]
+            joint = heads.joint_gap(cfg.joint, cfg.op, cfg.temperature * scale[1], cfg.samples)
+            gaps[1] = masked_mean(joint, step.mask)
+        if cfg.coefficient == "fixed":
+            return [alpha * s * gap for alpha, s, gap in zip(self._alphas(), scale, gaps, strict=True)]
+        excess = [gap - cfg.threshold * s for s, gap in zip(scale, gaps, strict=True)]
+        coefficients = self.log_coefficients.exp().clamp(max=cfg.coefficient_max)
+        ascent = torch.stack(excess).detach() / scale
+        self.log_coefficients = (self.log_coefficients + cfg.eta * ascent).clamp(-cfg.l_max, cfg.l_max)
+        return [
+            alpha * coefficient * s * e
+            for alpha, coefficient, s, e in zip(self._alphas(), coefficients, scale, excess, strict=True)
+        ]
 
-    def _update_gate(self, step: Transitions, q_t, chosen, q_tot) -> None:
-        """Turn the heads' gaps (with the plain maximum) into weights."""
-        cfg = self.args.gate
-        state, avail = step.state[:, :-1], step.avail[:, :-1]
-        gap_i = conservative.agent_gaps(q_t, avail, chosen, "max")
-        if cfg.joint == "cf" or (cfg.joint == "auto" and cfg.mode == "lagrange"):
-            q_cf = counterfactual_q_tot(self.mixer, chosen, q_t, state)
-            gap_c = conservative.counterfactual_gap(q_cf, avail, q_tot, "max")
-        else:
-            gap_c = conservative.joint_max_gap(self.mixer(conservative.sup_value(q_t, avail, "max"), state), q_tot)
-        gaps = torch.stack([masked_mean(gap_i, step.mask.expand_as(gap_i)), masked_mean(gap_c, step.mask)])
+    def _alphas(self) -> tuple[float, float]:
+        return self.cfg.conservative.alpha_independent, self.cfg.conservative.alpha_cooperative
+
+    # The gate
+
+    def _update_gate(self, step: Transitions, heads: Heads, v_i, v_c) -> None:
+        """Turn the heads' statistics (section 3.2 of the method) into weights."""
+        cfg = self.cfg.gate
+        self.gap_profile = (*self._gaps(heads), step.mask)
+        gap_i, gap_c, mask = self.gap_profile
+        gaps = torch.stack([masked_mean(self._team(gap_i), mask), masked_mean(gap_c, mask)])
         self.gap_ema = gate.smooth(self.gap_ema, gaps, cfg.ema)
+        if cfg.realised != "rollout":
+            values = (self._team(heads.value_i), heads.value_c)
+            mean_values = torch.stack([masked_mean(value, mask) for value in values])
+            self.value_ema = gate.smooth(self.value_ema, mean_values, cfg.ema)
+            if cfg.metric in ("over", "cert") or cfg.target == "cert":
+                self._measure_excess(step, heads, values, (self._team(v_i), v_c))
+        smooth, of_batch = self._statistic(gaps)
         if cfg.mode == "direct":
             eps = cfg.eps * self.target_std.mean()
-            self.weights = gate.direct_weights(self.gap_ema, eps, cfg.p, cfg.floor, cfg.prior_cooperative)
+            self.weights = gate.direct_weights(smooth, eps, cfg.p, cfg.floor, cfg.prior_cooperative)
         elif cfg.mode == "hard":
-            self.weights = gate.hard_weights(self.gap_ema, cfg.floor, cfg.prior_cooperative)
+            self.weights = gate.hard_weights(smooth, cfg.floor, cfg.prior_cooperative)
         elif cfg.mode == "lagrange":
-            self.log_multipliers = gate.lagrange_step(self.log_multipliers, gaps, cfg.eta, cfg.l_max)
+            threshold = None if cfg.threshold is None else cfg.threshold * self.target_std.mean()
+            self.log_multipliers = gate.lagrange_step(
+                self.log_multipliers, of_batch, cfg.eta, cfg.l_max, cfg.form, threshold
+            )
             self.weights = gate.lagrange_weights(self.log_multipliers, cfg.floor)
+        if self.cfg.heads.act == "global":
+            prefers_independent = self.weights[0] > self.weights[1]
+            self.mac.act_with(torch.where(prefers_independent, 0, 1))
 
-    def _munchausen_bonuses(self, batch, step: Transitions) -> tuple[torch.Tensor, torch.Tensor]:
-        """alpha w_other [tau log rho_other(a|s)]: (B, T, N) for the independent and (B, T, 1) for the cooperative head.
+    def _gaps(self, heads: Heads) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gaps that the gate reads: (B, T, N) of the agents' values and (B, T, 1) of Q_tot."""
+        cfg, temperature = self.cfg.gate, self.cfg.conservative.temperature * self.target_std
+        joint = cfg.joint
+        if joint == "auto":
+            joint = "cf" if cfg.mode == "lagrange" else "max"
+        samples = self.cfg.conservative.samples
+        gap_c = heads.joint_gap(joint, cfg.op, temperature[1], samples)
+        return heads.agent_gaps(cfg.op, temperature[0]).detach(), gap_c.detach()
 
-        The independent head's alternative is the counterfactual policy softmax_k Q_tot(k, a_-i; s): with shared
-        utilities softmax Q_i would be its own. The cooperative head's is the mean over agents of log softmax Q_i.
+    def _statistic(self, gaps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the weights fall with, (2,): smoothed over updates, and of this batch where that differs."""
+        metric = self.cfg.gate.metric
+        if metric == "td":
+            nothing = torch.zeros_like(self.gap_ema) if self.td_ema is None else self.td_ema
+            return nothing, nothing
+        if metric == "gap":
+            return self.gap_ema, gaps
+        if metric == "over":
+            measured = self.excess_ema.relu()
+        else:
+            measured = gate.regret(gate.certified_value(self.value_ema, self.excess_ema))
+        known = self.excess_known.min() > 0  # until both heads have been measured the gaps stand in
+        return torch.where(known, measured, self.gap_ema), torch.where(known, measured, gaps)
+
+    def _measure_excess(self, step: Transitions, heads: Heads, values, next_values) -> None:
+        """How far each head's greedy value stands above what its greedy play was seen to earn (`gate.realised`).
+
+        Args:
+            values, next_values: of the team, (B, T, 1) for each head.
         """
-        cfg = self.args.munchausen
+        cfg = self.cfg.gate
+        beta: Any = heads.beta  # None is refused with gate.realised=is
+        excesses, counts = [], []
+        for h in range(2):
+            match = (heads.greedy(h) == step.actions).all(dim=2).to(step.reward.dtype) * step.mask  # (B, T, 1)
+            bootstrap = self.args.gamma * (1 - step.terminated) * next_values[h]
+            if cfg.realised == "match":
+                realised, weight = step.reward + bootstrap, match
+            else:
+                # What follows the last step of an episode that was cut is still to come.
+                last = step.mask * (1 - F.pad(step.mask[:, 1:], (0, 0, 0, 1)))
+                realised = discounted_returns((step.reward + last * bootstrap) * step.mask, self.args.gamma)
+                played = beta.gather(3, step.actions).prod(dim=2)
+                weight = gate.suffix_weights(match, played, step.mask, cfg.importance_clip)
+            excess, count = gate.weighted_excess(values[h], realised, weight)
+            excesses.append(excess)
+            counts.append(count)
+        enough = torch.stack(counts) >= cfg.min_rows
+        excess = torch.stack(excesses)
+        smoothed = torch.where(self.excess_known > 0, gate.smooth(self.excess_ema, excess, cfg.ema), excess)
+        self.excess_ema = torch.where(enough, smoothed, self.excess_ema)
+        self.excess_known = torch.maximum(self.excess_known, enough.to(self.excess_known.dtype))
+
+    def _gate_stats(self, step: Transitions, heads: Heads) -> dict[str, torch.Tensor]:
+        """What the gate saw and did, for the record."""
+        cfg = self.cfg.gate
+        stats = {
+            "realised_return": masked_mean(discounted_returns(step.reward * step.mask, self.args.gamma), step.mask)
+        }
+        values = (masked_mean(self._team(heads.value_i), step.mask), masked_mean(heads.value_c, step.mask))
+        for h, head in enumerate(HEADS):
+            stats |= {f"gap_{head}": self.gap_ema[h], f"gate_weight_{head}": self.weights[h]}
+            stats[f"value_{head}"] = values[h]
+            if cfg.metric in ("over", "cert"):
+                stats[f"excess_{head}"] = self.excess_ema[h]
+            if cfg.mode == "lagrange":
+                stats[f"multiplier_{head}"] = self.log_multipliers[h].exp()
+            if self.cfg.conservative.coefficient == "lagrange":
+                stats[f"penalty_coefficient_{head}"] = self.log_coefficients[h].exp()
+        if not self.shared:
+            disagree = (heads.greedy(0) != heads.greedy(1)).any(dim=2).to(step.mask.dtype)
+            stats["heads_disagree"] = masked_mean(disagree, step.mask)
+        return stats
+
+    def _imitation_loss(self, batch, step: Transitions, heads: Heads) -> torch.Tensor | None:
+        """What the agents learn so as to follow the gate's choice in each state without seeing it (`heads.act`)."""
+        if self.cfg.heads.act not in ("agent", "distil"):
+            return None
+        output = self.mac.unroll_imitation(batch)[:, :-1]
+        chosen = self._trusts_independent(heads)  # (B, T, 1)
+        mask = step.mask.expand(-1, -1, output.shape[2])
+        if self.cfg.heads.act == "agent":
+            wanted = chosen.expand_as(output.squeeze(-1)).to(output.dtype)
+            losses = F.binary_cross_entropy_with_logits(output.squeeze(-1), wanted, reduction="none")
+        else:
+            action = torch.where(chosen.unsqueeze(2), heads.greedy(0), heads.greedy(1))
+            log_policy = torch.log_softmax(output.masked_fill(heads.avail == 0, -torch.inf), dim=-1)
+            losses = -log_policy.gather(3, action).squeeze(3)
+        return masked_mean(losses, mask)
+
+    def _trusts_independent(self, heads: Heads) -> torch.Tensor:
+        """The gate's choice in each state, (B, T, 1) bool."""
+        metric = self.cfg.gate.metric
+        if metric == "cert":
+            certified = [
+                gate.certified_value(value, excess)
+                for value, excess in zip((self._team(heads.value_i), heads.value_c), self.excess_ema, strict=True)
+            ]
+            return certified[0] > certified[1]
+        if metric == "gap":
+            gap_i, gap_c, _ = self.gap_profile
+            return self._team(gap_i) < gap_c
+        return (self.weights[0] > self.weights[1]).expand(heads.value_c.shape)
+
+    # Targets
+
+    def _bootstrap_values(self, step: Transitions, q, target_q) -> tuple[torch.Tensor, torch.Tensor]:
+        """V(s_{t+1}) of the independent head (B, T, N) and of the cooperative one (B, T, 1)."""
+        cfg = self.cfg.munchausen
+        if cfg.source == "none" or cfg.bootstrap == "hard":
+            v_i = self._next_values(q[0], target_q[0], step.avail)
+            utilities = v_i if self.shared else self._next_values(q[1], target_q[1], step.avail)
+        else:
+            tau = cfg.tau * self.target_std
+            v_i, utilities = (
+                munchausen.soft_value(q_h[:, 1:], step.avail[:, 1:], tau_h)
+                for q_h, tau_h in zip(target_q, tau, strict=True)
+            )
+        v_c = self.target_mixer(utilities, step.state[:, 1:])
+        if self.cfg.gate.target == "own":
+            return v_i, v_c
+        gated = gate.gated_value(self._team(v_i), v_c, self.cfg.gate.target, self.weights, self.excess_ema)
+        return gated.expand_as(v_i), gated
+
+    def _alternative_policies(self, batch, slow: Heads) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """log rho_h that head h is regularised toward, (B, T, N, A); or, for `who: others`, (B, T, N, N, A)."""
+        cfg = self.cfg.munchausen
         if cfg.source == "none":
+            return None
+        tau_i, tau_c = cfg.tau * self.target_std
+        if cfg.who == "others":
+            return self._policies_of_others(batch, slow.avail, tau_i)
+        independent = slow.log_policy_independent(tau_i)
+        if cfg.source == "alt_utility":
+            return slow.log_policy_cooperative_utility(cfg.tau), independent
+        cooperative = slow.log_policy_counterfactual(tau_c)
+        return (independent, cooperative) if cfg.source == "self" else (cooperative, independent)
+
+    def _policies_of_others(self, batch, avail, tau_i) -> tuple[torch.Tensor, torch.Tensor]:
+        """log rho_j(a | tau_i) of every agent j on the history of agent i, by the alternative head's utilities."""
+        cfg, mac = self.cfg.munchausen, self.slow_mac
+        avail = avail.unsqueeze(3).expand(-1, -1, -1, avail.shape[2], -1)
+        if self.shared:
+            q = mac.unroll_others(batch)[:, :-1]
+            policy = munchausen.log_policy(q, avail, tau_i)
+            return policy, policy
+        q_i, q_c = (
+            mac.unroll_others(batch, network)[:, :-1] for network in (mac.agent.independent, mac.agent.cooperative)
+        )
+        cooperative = munchausen.log_policy(conservative.standardise(q_c, avail), avail, cfg.tau)
+        independent = munchausen.log_policy(q_i, avail, tau_i)
+        return (independent, cooperative) if cfg.source == "self" else (cooperative, independent)
+
+    def _munchausen_bonuses(self, step: Transitions, slow: Heads, alternative) -> tuple[torch.Tensor, torch.Tensor]:
+        """alpha w [tau log rho(a|s)]: (B, T, N) for the independent and (B, T, 1) for the cooperative head.
+
+        w is the gate's trust in the head whose policy rho is, so that a distrusted one does not shape rewards.
+        """
+        cfg = self.cfg.munchausen
+        if alternative is None or cfg.alpha == 0:
             nothing = torch.zeros_like(step.reward)
             return nothing, nothing
-        avail, state = step.avail[:, :-1], step.state[:, :-1]
-        tau_i, tau_c = cfg.tau * self.target_std
-        l0 = cfg.l0 * self.reward_std
-        q_slow = unroll(self.slow_mac, batch)[:, :-1]
-        chosen = q_slow.gather(3, step.actions).squeeze(3)
-        q_cf = counterfactual_q_tot(self.slow_mixer, chosen, q_slow, state)
-        log_rho_c = munchausen.taken_log_policy(q_cf, avail, step.actions, tau_c)
-        log_rho_i = munchausen.taken_log_policy(q_slow, avail, step.actions, tau_i).mean(dim=2, keepdim=True)
-        bonus_i = cfg.alpha * self.weights[1] * munchausen.munchausen_bonus(log_rho_c, tau_i, l0)
-        bonus_c = cfg.alpha * self.weights[0] * munchausen.munchausen_bonus(log_rho_i, tau_c, l0)
-        return bonus_i, bonus_c
+        l0 = cfg.l0 * self.reward_std if cfg.clip == "scaled" else cfg.l0
+        bonuses = []
+        for h, trust in enumerate(self._trust_in_alternative()):
+            if cfg.who == "author":
+                log_rho = munchausen.neighbour_confidence(alternative[h])
+            elif cfg.who == "others":
+                log_rho = munchausen.opinion_pool(alternative[h], step.actions)
+            else:
+                log_rho = alternative[h].gather(3, step.actions).squeeze(3)  # (B, T, N)
+            if h == 1:
+                log_rho = (log_rho.sum if cfg.who == "sum" else log_rho.mean)(dim=-1, keepdim=True)
+            tau = cfg.tau * self.target_std[h]
+            bonuses.append(cfg.alpha * trust * munchausen.munchausen_bonus(log_rho, tau, l0, cfg.clip))
+        return bonuses[0], bonuses[1]
 
-    def _bootstrap_values(self, q, q_target, avail) -> tuple[torch.Tensor, torch.Tensor]:
-        """The agents' next values (B, T, N), for the independent head and for the mixer of the cooperative head."""
-        cfg = self.args.munchausen
-        if cfg.source == "none" or cfg.bootstrap == "hard":
-            hard = self._next_values(q, q_target, avail)
-            return hard, hard
-        tau_i, tau_c = cfg.tau * self.target_std
-        q_next, avail_next = q_target[:, 1:], avail[:, 1:]
-        return munchausen.soft_value(q_next, avail_next, tau_i), munchausen.soft_value(q_next, avail_next, tau_c)
+    def _kl(self, step: Transitions, heads: Heads, alternative) -> torch.Tensor:
+        """kl w tau KL(pi_h || rho_h) of both heads, (2,): the direct regulariser, with a gradient into pi_h alone."""
+        cfg = self.cfg.munchausen
+        terms = []
+        for h, trust in enumerate(self._trust_in_alternative()):
+            tau = cfg.tau * self.target_std[h]
+            q = heads.q_cf if h else heads.q_i
+            divergence = munchausen.kl_to(q, heads.avail, alternative[h], tau)  # (B, T, N)
+            terms.append(cfg.kl * trust * tau * masked_mean(divergence, step.mask.expand_as(divergence)))
+        return torch.stack(terms)
+
+    def _trust_in_alternative(self) -> tuple:
+        if self.cfg.munchausen.source == "self":
+            return 1.0, 1.0
+        return self.weights[1], self.weights[0]
+
+    # The behaviour policy
+
+    def _behaviour_policy(self, batch, step: Transitions) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """beta(a | tau_i), (B, T, N, A), or None for the logged actions; a model of it learns from this batch first."""
+        source = self.cfg.behaviour.source
+        if source == "empirical":
+            return None, {}
+        if source == "stored":
+            return step.behaviour, {}
+        inputs = self.mac._build_sequence_inputs(batch)[:-1]
+        episodes = (inputs, step.avail[:, :-1], step.actions, step.mask)
+        log_beta, posterior = self.behaviour(*episodes)
+        loss, stats = behaviour.model_loss(log_beta, posterior, step.actions, step.mask, self.cfg.behaviour.kl_weight)
+        if torch.isfinite(loss):
+            self.behaviour_optimiser.zero_grad()
+            loss.backward()
+            self.behaviour_optimiser.step()
+        with torch.no_grad():
+            return self.behaviour.log_probs(*episodes).exp(), stats | {"behaviour_loss": loss.detach()}
+
+    # State
 
     def _start_statistics(self, step: Transitions) -> None:
         """Scales of rewards and targets; before any target exists, the spread of the observed returns stands in."""
         reward_std = masked_std(step.reward, step.mask)
-        self.reward_std = gate.smooth(self.reward_std, reward_std, self.args.gate.ema).clamp(min=LEAST_SCALE)
+        self.reward_std = gate.smooth(self.reward_std, reward_std, self.cfg.gate.ema).clamp(min=LEAST_SCALE)
         if self.target_std is None:
             nothing = torch.zeros_like(step.reward)
             returns = lambda_targets(step.reward, step.terminated, step.mask, nothing, self.args.gamma, td_lambda=1.0)
@@ -162,7 +452,7 @@ class GreedyQLearner(QLearner):
 
     def _move_targets(self, share: float) -> None:
         super()._move_targets(share)
-        ema = self.args.munchausen.alternative_ema
+        ema = self.cfg.munchausen.alternative_ema
         for slow, target in self._with_mixer(
             self.slow_mac.agent, self.slow_mixer, self.target_mac.agent, self.target_mixer
         ):
@@ -172,22 +462,33 @@ class GreedyQLearner(QLearner):
         super().cuda()
         self.slow_mac.cuda()
         self.slow_mixer.cuda()
-        self.weights = self.weights.cuda()
-        self.log_multipliers = self.log_multipliers.cuda()
+        if self.behaviour is not None:
+            self.behaviour.cuda()
+        for name in ("weights", "excess_ema", "excess_known", "log_multipliers", "log_coefficients"):
+            setattr(self, name, getattr(self, name).cuda())
 
     def save_models(self, path: str) -> None:
         super().save_models(path)
-        slow = {"slow_agent": self.slow_mac.agent.state_dict(), "slow_mixer": self.slow_mixer.state_dict()}
-        torch.save(slow, Path(path) / "greedy.th")
+        state = {"slow_agent": self.slow_mac.agent.state_dict(), "slow_mixer": self.slow_mixer.state_dict()}
+        if self.behaviour is not None:
+            state |= {"behaviour": self.behaviour.state_dict(), "behaviour_opt": self.behaviour_optimiser.state_dict()}
+        torch.save(state, Path(path) / "greedy.th")
 
     def load_models(self, path: str) -> None:
-        """Read what `save_models` wrote. A QMIX model, without `greedy.th`, starts the alternative and the gate anew."""
+        """Read what `save_models` wrote. A QMIX model, without `greedy.th`, starts the gate anew."""
         super().load_models(path)
         file = Path(path) / "greedy.th"
-        if file.exists():
-            slow = torch.load(file, map_location="cpu", weights_only=True)
-            self.slow_mac.agent.load_state_dict(slow["slow_agent"])
-            self.slow_mixer.load_state_dict(slow["slow_mixer"])
-        else:
+        if not file.exists():
             self.slow_mac.load_state(self.target_mac)
             self.slow_mixer.load_state_dict(self.target_mixer.state_dict())
+            return
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        self.slow_mac.agent.load_state_dict(state["slow_agent"])
+        self.slow_mixer.load_state_dict(state["slow_mixer"])
+        if self.behaviour is not None and "behaviour" in state:
+            self.behaviour.load_state_dict(state["behaviour"])
+            self.behaviour_optimiser.load_state_dict(state["behaviour_opt"])
+
+
+def _as_namespace(block) -> SimpleNamespace:
+    return SimpleNamespace(**(dict(block) if isinstance(block, dict) else vars(block)))

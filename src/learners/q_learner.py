@@ -13,11 +13,10 @@ from torch import nn
 
 from modules.mixers import REGISTRY as mixer_REGISTRY
 from objectives.td import lambda_targets, td_loss
+from utils.moments import deviation, update_moments
 from utils.networks import NonFiniteError, blend, copy_state, unroll
 from utils.registry import resolve
-from utils.moments import deviation, update_moments
 from utils.shapes import masked_mean
-
 
 LEAST_SCALE = 1e-3  # of running deviations: positive while every value so far was the same
 
@@ -34,6 +33,8 @@ class Transitions:
         torch.Tensor
     )  # (B, T+1, N, A) all ones where nothing is available (padding, an end), so that every maximum is finite
     state: torch.Tensor  # (B, T+1, S)
+    individual_reward: torch.Tensor | None = None  # (B, T, N) each agent's share, where the environment gives it
+    behaviour: torch.Tensor | None = None  # (B, T, N, A) probabilities that the actions were drawn with, if stored
 
     @classmethod
     def of(cls, batch) -> "Transitions":
@@ -46,6 +47,8 @@ class Transitions:
             mask=filled[:, 1:].float(),
             avail=avail.masked_fill((filled.unsqueeze(-1) == 0) | (avail == 0).all(dim=-1, keepdim=True), 1),
             state=batch["state"],
+            individual_reward=batch["individual_reward"][:, :-1] if "individual_reward" in batch.scheme else None,
+            behaviour=batch["behaviour"][:, :-1] if "behaviour" in batch.scheme else None,
         )
 
 
@@ -136,15 +139,19 @@ class QLearner:
             chosen = q.gather(3, batch["actions"]).squeeze(3)
             return q, chosen if self.mixer is None else self.mixer(chosen, batch["state"])
 
-    def _transitions(self, batch) -> Transitions:
+    def _transitions(self, batch, learn_scale: bool = True) -> Transitions:
         """The batch's steps, with rewards in units of their running standard deviation if `standardise_rewards`.
 
         The mean is not subtracted: with episodes of different lengths that would change what is best.
         """
         step = Transitions.of(batch)
         if self.args.standardise_rewards:
-            self.reward_moments = update_moments(self.reward_moments, step.reward, step.mask)
-            step.reward = step.reward / deviation(self.reward_moments).clamp(min=LEAST_SCALE)
+            if learn_scale or self.reward_moments is None:
+                self.reward_moments = update_moments(self.reward_moments, step.reward, step.mask)
+            scale = deviation(self.reward_moments).clamp(min=LEAST_SCALE)
+            step.reward = step.reward / scale
+            if step.individual_reward is not None:
+                step.individual_reward = step.individual_reward / scale
         return step
 
     def _next_values(self, q: torch.Tensor, q_target: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:

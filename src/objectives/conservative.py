@@ -4,10 +4,13 @@ d = sup_a Q - E_beta[Q], the gap of conservative Q-learning (Kumar et al. 2020, 
 Unavailable actions are outside every sup; their values have no effect.
 """
 
+import math
+
 import torch
 
 from utils.shapes import check_same_shape, check_shape
 
+JOINTS = ("max", "cf", "cf_per_gain", "sampled", "linear")  # how the cooperative head's gap is taken
 OPS = ("max", "lse", "lse_beta", "lse_mean", "softmax", "uniform")
 
 
@@ -78,7 +81,7 @@ def joint_max_gap(q_tot_max: torch.Tensor, q_tot_data: torch.Tensor) -> torch.Te
 
 
 def counterfactual_gap(
-    q_cf: torch.Tensor, avail: torch.Tensor, q_tot_data: torch.Tensor, op: str, temperature=1.0
+    q_cf: torch.Tensor, avail: torch.Tensor, q_tot_data: torch.Tensor, op: str, temperature=1.0, beta=None
 ) -> torch.Tensor:
     """d_C = 1/N sum_i [sup_k Q_tot(k, a_-i; s) - Q_tot(a; s)]: one agent at a time leaves the data.
 
@@ -86,10 +89,50 @@ def counterfactual_gap(
 
     Args:
         q_cf, avail: (B, T, N, A), q_cf[..., i, k] = Q_tot(k, a_-i; s).
-        q_tot_data: (B, T, 1).
+        q_tot_data: (B, T, 1), the value of the logged joint action, or E_beta[Q_tot].
+        beta: (B, T, N, A) behaviour probabilities of each agent, for op `lse_beta` alone.
 
     Returns:
         (B, T, 1).
     """
     check_shape("q_tot_data", q_tot_data, (*q_cf.shape[:2], 1))
-    return sup_value(q_cf, avail, op, temperature).mean(dim=-1, keepdim=True) - q_tot_data
+    return sup_value(q_cf, avail, op, temperature, beta).mean(dim=-1, keepdim=True) - q_tot_data
+
+
+def sampled_lse(q_tot: torch.Tensor, log_rho: torch.Tensor, temperature) -> torch.Tensor:
+    """T [log sum_m exp(Q_tot(a^m)/T - log rho(a^m)) - log M], an estimate of T log sum_a exp(Q_tot(a)/T).
+
+    Its expectation is at most the truth (Jensen) and comes as close as 1/M. With the proposal
+    rho = prod_i softmax(k_i Q_i/T), k_i = df/dQ_i, one sample is exact if the mixer f is affine (Proposition 1.4).
+
+    Args:
+        q_tot, log_rho: (B, T, M), the M sampled joint actions' values and log-probabilities.
+
+    Returns:
+        (B, T, 1).
+    """
+    check_same_shape(q_tot=q_tot, log_rho=log_rho)
+    total = torch.logsumexp(q_tot / temperature - log_rho, dim=-1, keepdim=True)
+    return temperature * (total - math.log(q_tot.shape[-1]))
+
+
+def linear_gap(gains: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor:
+    """d_C = sum_i df/dQ_i d_i: what the agents' gaps are worth to the mixer, to first order at the data.
+
+    Args:
+        gains, gaps: (B, T, N).
+
+    Returns:
+        (B, T, 1).
+    """
+    check_same_shape(gains=gains, gaps=gaps)
+    return (gains * gaps).sum(dim=-1, keepdim=True)
+
+
+def standardise(q: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:
+    """Q over its standard deviation among the available actions, (..., A); 0 deviation counts as 1."""
+    n = avail.sum(dim=-1, keepdim=True)
+    mean = q.masked_fill(avail == 0, 0.0).sum(dim=-1, keepdim=True) / n
+    variance = (q - mean).masked_fill(avail == 0, 0.0).square().sum(dim=-1, keepdim=True) / n
+    deviation = variance.sqrt()
+    return (q - mean) / torch.where(deviation > 1e-6, deviation, 1.0)

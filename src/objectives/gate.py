@@ -1,15 +1,21 @@
 """The gate: how far each head is trusted. Pairs are ordered (independent, cooperative).
 
-The statistics are the heads' conservative gaps without gradient: smoothed over updates for the direct and hard gate,
-of each batch for the Lagrangian one, whose multipliers do the smoothing. A small gap means that
-the head's values are supported by the data, so it gets a large weight.
+A head's statistic g says how little it deserves trust, and a small one gets a large weight: its conservative gap, its
+over-estimation, its TD error, or how far its certified value falls behind the other's. No gradient flows through it.
+The direct and hard gates read statistics that are smoothed over updates, the Lagrangian one those of each batch, since
+its multipliers do the smoothing.
 """
+
+import math
 
 import torch
 
-from utils.shapes import check_shape
+from utils.shapes import check_same_shape, check_shape
 
-ACTS_ON = ("loss", "penalty")
+METRICS = ("gap", "over", "cert", "td")
+REALISED = ("match", "is", "rollout")
+TARGETS = ("own", "min", "soft", "cert")
+ACTS_ON = ("loss", "penalty", "none")
 
 
 def smooth(previous: torch.Tensor | None, value: torch.Tensor, decay: float) -> torch.Tensor:
@@ -50,17 +56,32 @@ def hard_weights(gaps: torch.Tensor, floor: float = 0.0, prior_cooperative: floa
     return _with_floor(torch.stack([independent, 1 - independent]), floor)
 
 
-def lagrange_step(log_multipliers: torch.Tensor, gaps: torch.Tensor, eta: float, l_max: float) -> torch.Tensor:
-    """l_h <- clip(l_h + eta (d_h - mean d), -l_max, l_max): exponentiated ascent of the multipliers exp(l_h).
+def lagrange_step(
+    log_multipliers: torch.Tensor,
+    statistic: torch.Tensor,
+    eta: float,
+    l_max: float,
+    form: str = "exp",
+    threshold: float | None = None,
+) -> torch.Tensor:
+    """One ascent step of the multipliers exp(l_h) of the constraints g_h <= threshold.
 
-    The mean is subtracted because without it both multipliers run into the same clip.
+    exp: l_h <- clip(l_h + eta (g_h - threshold), -l_max, l_max);  gradient: the step times exp(l_h), as CQL's code has
+    it, which stalls where the multiplier is small. threshold None is the mean of the statistics: it cancels in the
+    weights, and any other one drives both multipliers into the same clip.
 
     Args:
-        log_multipliers, gaps: (2,). eta: step size per unit of gap. l_max: > 0.
+        log_multipliers, statistic: (2,). eta: step size per unit of the statistic. l_max: > 0.
     """
     check_shape("log_multipliers", log_multipliers, (2,))
-    check_shape("gaps", gaps, (2,))
-    return (log_multipliers + eta * (gaps.detach() - gaps.detach().mean())).clamp(-l_max, l_max)
+    check_shape("statistic", statistic, (2,))
+    statistic = statistic.detach()
+    excess = statistic - (statistic.mean() if threshold is None else threshold)
+    if form == "gradient":
+        excess = log_multipliers.exp() * excess
+    elif form != "exp":
+        raise ValueError(f"form must be exp or gradient, got {form!r}")
+    return (log_multipliers + eta * excess).clamp(-l_max, l_max)
 
 
 def lagrange_weights(log_multipliers: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
@@ -72,14 +93,14 @@ def lagrange_weights(log_multipliers: torch.Tensor, floor: float = 0.0) -> torch
 def combine(td: torch.Tensor, penalty: torch.Tensor, weights: torch.Tensor | None, acts_on: str) -> torch.Tensor:
     """The scalar loss of both heads.
 
-    loss: sum_h w_h (TD_h + penalty_h);  penalty: sum_h TD_h + w_h penalty_h;  weights None: sum_h TD_h + penalty_h.
+    loss: sum_h w_h (TD_h + penalty_h);  penalty: sum_h TD_h + w_h penalty_h;  none, or weights None: their sum.
 
     Args:
         td, penalty, weights: (2,); no gradient flows into the weights.
     """
     check_shape("td", td, (2,))
     check_shape("penalty", penalty, (2,))
-    if weights is None:
+    if weights is None or acts_on == "none":
         return (td + penalty).sum()
     check_shape("weights", weights, (2,))
     weights = weights.detach()
@@ -88,6 +109,82 @@ def combine(td: torch.Tensor, penalty: torch.Tensor, weights: torch.Tensor | Non
     if acts_on == "penalty":
         return (td + weights * penalty).sum()
     raise ValueError(f"acts_on must be one of {', '.join(ACTS_ON)}, got {acts_on!r}")
+
+
+def suffix_weights(match: torch.Tensor, behaviour: torch.Tensor, mask: torch.Tensor, clip: float) -> torch.Tensor:
+    """min(prod_{k >= t} 1[a_k = pi(tau_k)] / beta(a_k | tau_k), clip): importance of the rest of an episode, from t on.
+
+    With a deterministic policy pi only episodes that follow it to their end say what it earns from t on; the ratio
+    makes up for their rarity. (Precup, Sutton & Singh 2000; truncated as by Ionides 2008)
+
+    Args:
+        match: (B, T, 1) 1 where the logged joint action is the policy's.
+        behaviour: (B, T, 1) probability with which the logged joint action was played, in (0, 1].
+        mask: (B, T, 1) 1 on played steps. clip: > 0.
+
+    Returns:
+        (B, T, 1), 0 on padding.
+    """
+    check_same_shape(match=match, behaviour=behaviour, mask=mask)
+    log_ratio = torch.where(mask.bool(), -behaviour.clamp(min=1e-12).log(), 0.0)
+    missed = (1 - match.to(log_ratio.dtype)) * mask
+    log_weight = log_ratio.flip(1).cumsum(1).flip(1).clamp(max=math.log(clip))
+    followed = missed.flip(1).cumsum(1).flip(1) == 0
+    return log_weight.exp() * followed * mask
+
+
+def weighted_excess(value: torch.Tensor, realised: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """(sum w (V - G) / sum w, number of rows with w > 0): how far values stand above what was realised.
+
+    Args:
+        value, realised, weight: (B, T, 1); rows of weight 0 have no effect, whatever they hold.
+    """
+    check_same_shape(value=value, realised=realised, weight=weight)
+    excess = torch.where(weight > 0, value - realised, 0.0)
+    return (weight * excess).sum() / weight.sum().clamp(min=1e-12), (weight > 0).sum()
+
+
+def certified_value(value: torch.Tensor, excess: torch.Tensor) -> torch.Tensor:
+    """C_h = min(V_h, Ghat_h) with Ghat_h = V_h - excess_h: what a head promises and has kept.
+
+    If Ghat_h is a valid lower estimate of what head h's greedy play earns, acting on argmax_h C_h earns at least
+    max_h C_h (Theorem 3.5 of the method).
+    """
+    return value - excess.relu()
+
+
+def regret(certified: torch.Tensor) -> torch.Tensor:
+    """max_k C_k - C_h, (2,): the statistic of metric `cert`, 0 for the head to act on."""
+    check_shape("certified", certified, (2,))
+    return certified.max() - certified
+
+
+def gated_value(
+    value_independent: torch.Tensor,
+    value_cooperative: torch.Tensor,
+    how: str,
+    weights: torch.Tensor,
+    excess: torch.Tensor,
+) -> torch.Tensor:
+    """The value that both heads bootstrap on.
+
+    min: min_h V_h;  soft: sum_h w_h V_h;  cert: max_h (V_h - relu(excess_h)), the certified value.
+
+    Args:
+        value_independent, value_cooperative: (B, T, 1), of the team. weights, excess: (2,).
+
+    Returns:
+        (B, T, 1). With fixed weights the backup is a contraction (Proposition 3.8 of the method).
+    """
+    check_same_shape(value_independent=value_independent, value_cooperative=value_cooperative)
+    values = torch.cat([value_independent, value_cooperative], dim=-1)
+    if how == "min":
+        return values.min(dim=-1, keepdim=True).values
+    if how == "soft":
+        return (weights * values).sum(dim=-1, keepdim=True)
+    if how == "cert":
+        return certified_value(values, excess).max(dim=-1, keepdim=True).values
+    raise ValueError(f"how must be min, soft or cert, got {how!r}")
 
 
 def _with_floor(weights: torch.Tensor, floor: float) -> torch.Tensor:

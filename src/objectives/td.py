@@ -3,7 +3,7 @@
 import torch
 
 from utils.rl_utils import build_td_lambda_targets
-from utils.shapes import check_same_shape, masked_mean
+from utils.shapes import check_same_shape, check_shape, masked_mean
 
 
 def one_step_targets(
@@ -50,3 +50,17 @@ def td_loss(q: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.
     check_same_shape(q=q, target=target, mask=mask)
     error = torch.where(mask.bool(), q - target.detach(), 0.0)  # masked first: 0 * NaN in a backward is NaN
     return masked_mean(0.5 * error**2, mask)
+
+
+def discounted_returns(reward: torch.Tensor, gamma: float) -> torch.Tensor:
+    """G_t = sum_{k >= t} gamma^(k-t) r_k, the return that was realised from every step on.
+
+    Args:
+        reward: (B, T, X), 0 behind the end of an episode; a value that stands for the future of a cut episode belongs
+            to the last reward.
+    """
+    check_shape("reward", reward, (None, None, None))
+    steps = torch.arange(reward.shape[1], device=reward.device)
+    ahead = steps.unsqueeze(0) - steps.unsqueeze(1)  # (t, k): k - t
+    discounts = torch.where(ahead >= 0, gamma ** ahead.clamp(min=0).to(reward.dtype), 0.0)
+    return torch.einsum("tk,bkx->btx", discounts, reward)

@@ -57,11 +57,12 @@ class EpisodeRunner:
             reward, done, info = self.env.step(actions[0].cpu())
             episode_return += reward
             timed_out = self.args.bootstrap_time_limit and info.get("episode_limit", False)
-            self.batch.update(
-                {"actions": actions, "reward": [(reward,)], "terminated": [(done and not timed_out,)]},
-                ts=self.t,
-                mark_filled=False,
-            )
+            taken = {"actions": actions, "reward": [(reward,)], "terminated": [(done and not timed_out,)]}
+            if "individual_reward" in self.batch.scheme:
+                taken["individual_reward"] = [info["individual_reward"]]
+            if "behaviour" in self.batch.scheme:
+                taken["behaviour"] = self.mac.behaviour
+            self.batch.update(taken, ts=self.t, mark_filled=False)
             self.t += 1
         self.batch.update(self._observation(), ts=self.t)
         if test_mode:

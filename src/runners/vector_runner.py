@@ -4,6 +4,8 @@ An environment that ends starts its next episode at once, so E environments alwa
 in the replay. Legend: E environments, N agents.
 """
 
+from typing import Any
+
 import torch
 
 from components.episode_buffer import EpisodeBatch
@@ -13,9 +15,13 @@ from runners.statistics import EpisodeStatistics
 
 
 class _Rollout:
-    """E environments, what their agents see and remember now, and how far each episode is."""
+    """E environments, what their agents see and remember now, how far each episode is, and what happened in it.
 
-    def __init__(self, env: VectorEnv, new_batch, mac, device):
+    Args:
+        episodes: E open episodes, of as many steps as the environments allow; None where nothing is to be kept.
+    """
+
+    def __init__(self, env: VectorEnv, new_batch, mac, device, episodes: EpisodeBatch | None = None):
         self.env = env
         self.mac = mac
         self.rows = torch.arange(env.n_envs, device=device)
@@ -24,6 +30,7 @@ class _Rollout:
         self.window: EpisodeBatch = new_batch(env.n_envs, 2)
         self.steps = torch.zeros(env.n_envs, dtype=torch.long, device=device)
         self.returns = torch.zeros(env.n_envs, device=device)
+        self.episodes: Any = episodes
 
     def start(self) -> None:
         """Begin a fresh episode in every environment."""
@@ -32,9 +39,11 @@ class _Rollout:
         self.hidden = self.mac.hidden_states
         self.steps.zero_()
         self.returns.zero_()
+        if self.episodes is not None:
+            self.episodes.data.transition_data["filled"].zero_()
 
-    def step(self, t_env: int, test_mode: bool) -> tuple[torch.Tensor, VectorStep]:
-        """Act in all environments: the actions (E, N) and what came of them. `now` is still what was acted upon."""
+    def step(self, t_env: int, test_mode: bool, bootstrap_time_limit: bool = True) -> tuple[VectorStep, torch.Tensor]:
+        """Act in all environments: what came of it, and where an episode ended (E,) bool."""
         window = self.window.data.transition_data
         fresh = self.steps == 0
         for key in ("obs", "state", "avail_actions"):
@@ -51,9 +60,12 @@ class _Rollout:
         self.hidden = self.mac.hidden_states
         window["actions"][:, 0] = actions.unsqueeze(-1)
         outcome = self.env.step(actions)
+        ended = outcome.terminated | outcome.truncated
+        if self.episodes is not None:
+            self._record(actions, outcome, outcome.terminated if bootstrap_time_limit else ended)
         self.steps += 1
         self.returns += outcome.reward
-        return actions, outcome
+        return outcome, ended
 
     def advance(self, outcome: VectorStep, ended: torch.Tensor) -> None:
         """Go on to the next step; `ended` (E,) bool environments begin an episode with fresh memory."""
@@ -65,6 +77,39 @@ class _Rollout:
             self.mac.init_hidden(self.env.n_envs)
             hidden[ended] = self.mac.hidden_states.reshape(hidden.shape)[ended]
             self.hidden = hidden
+
+    def take(self, rows: list[int], outcome: VectorStep) -> EpisodeBatch:
+        """The episodes of these environments, which have just ended, with their final observations."""
+        store = self.episodes.data.transition_data
+        index = self.rows[rows]
+        at = (index, self.steps[index])
+        store["obs"][at] = outcome.final.obs[index]
+        store["state"][at] = outcome.final.state[index]
+        store["avail_actions"][at] = outcome.final.avail[index]
+        store["filled"][at] = 1
+        for key in store.keys() & {"actions", "reward", "terminated", "individual_reward", "behaviour"}:
+            store[key][at] = 0
+        batch = self.episodes[rows, :]
+        # Behind the end, slots still hold their previous episode; padding is zero, as in PyMARL.
+        for value in batch.data.transition_data.values():
+            value *= batch["filled"].reshape(*batch["filled"].shape[:2], *(1,) * (value.dim() - 2)).to(value.dtype)
+        store["filled"][rows] = 0
+        return batch
+
+    def _record(self, actions: torch.Tensor, outcome: VectorStep, terminal: torch.Tensor) -> None:
+        store = self.episodes.data.transition_data
+        at = (self.rows, self.steps)
+        store["obs"][at] = self.now.obs
+        store["state"][at] = self.now.state
+        store["avail_actions"][at] = self.now.avail
+        store["actions"][at] = actions.unsqueeze(-1)
+        store["reward"][at] = outcome.reward.unsqueeze(-1)
+        store["terminated"][at] = terminal.unsqueeze(-1).to(torch.uint8)
+        if "individual_reward" in store:
+            store["individual_reward"][at] = outcome.individual_reward
+        if "behaviour" in store:
+            store["behaviour"][at] = self.mac.behaviour
+        store["filled"][at] = 1
 
 
 class VectorRunner:
@@ -86,8 +131,8 @@ class VectorRunner:
 
         self.mac = mac
         self._new_batch = new_batch
-        self.open_episodes = new_batch(self.batch_size, self.episode_limit + 1)
-        self.rollout = _Rollout(self.env, new_batch, mac, self.args.device)
+        episodes = new_batch(self.batch_size, self.episode_limit + 1)
+        self.rollout = _Rollout(self.env, new_batch, mac, self.args.device, episodes)
         self.reset()
 
     def get_env_info(self) -> dict:
@@ -103,7 +148,6 @@ class VectorRunner:
 
     def reset(self) -> None:
         """Drop the open episodes and start new ones. `run` never does this by itself."""
-        self.open_episodes.data.transition_data["filled"].zero_()
         with torch.no_grad():
             self.rollout.start()
 
@@ -115,22 +159,14 @@ class VectorRunner:
         """
         if test_mode:
             raise ValueError("the vector runner evaluates by evaluate(n_episodes), not by run(test_mode=True)")
-        rollout, store = self.rollout, self.open_episodes.data.transition_data
+        rollout = self.rollout
         while True:
-            at = (rollout.rows, rollout.steps.clone())
-            seen = rollout.now
-            actions, outcome = rollout.step(self.t_env, test_mode=False)
-            ended = outcome.terminated | outcome.truncated
-            store["obs"][at] = seen.obs
-            store["state"][at] = seen.state
-            store["avail_actions"][at] = seen.avail
-            store["actions"][at] = actions.unsqueeze(-1)
-            store["reward"][at] = outcome.reward.unsqueeze(-1)
-            terminal = outcome.terminated if self.args.bootstrap_time_limit else ended
-            store["terminated"][at] = terminal.unsqueeze(-1).to(torch.uint8)
-            store["filled"][at] = 1
+            outcome, ended = rollout.step(self.t_env, False, self.args.bootstrap_time_limit)
             self.t_env += self.batch_size
-            finished = self._finish(ended, outcome) if ended.any() else None
+            rows = ended.nonzero().flatten().tolist()
+            finished = rollout.take(rows, outcome) if rows else None
+            for e in rows:
+                self._count(self.train_statistics, rollout, e, outcome)
             rollout.advance(outcome, ended)
             if finished is not None:
                 break
@@ -142,53 +178,50 @@ class VectorRunner:
 
     @torch.no_grad()
     def evaluate(self, n_episodes: int) -> dict[str, float]:
-        """Play exactly `n_episodes` test episodes, log their statistics and return them.
-
-        Every environment plays a fixed share of them: taking the first that end would favour short episodes.
-        """
-        if self.test_env is None:
-            n_envs = min(self.batch_size, n_episodes)
-            env_args = {
-                **self.args.env_args,
-                "seed": self.args.env_args["seed"] + self.batch_size,
-            }  # no training battle again
-            self.test_env = make_vector_env(self.args.env, n_envs, self.args.device, env_args)
-        n_envs = self.test_env.n_envs
-        rollout = _Rollout(self.test_env, self._new_batch, self.mac, self.args.device)
-        rollout.start()
-        remaining = [n_episodes // n_envs + (e < n_episodes % n_envs) for e in range(n_envs)]
+        """Play exactly `n_episodes` test episodes, log their statistics and return them."""
         statistics = EpisodeStatistics("test_")
-        while any(remaining):
-            _, outcome = rollout.step(self.t_env, test_mode=True)
-            ended = outcome.terminated | outcome.truncated
-            for e in ended.nonzero().flatten().tolist():
-                if remaining[e] > 0:
-                    remaining[e] -= 1
-                    self._count(statistics, rollout, e, outcome)
-            rollout.advance(outcome, ended)
+        for rollout, outcome, rows in self._test_episodes(n_episodes, keep=False):
+            for e in rows:
+                self._count(statistics, rollout, e, outcome)
         summary = statistics.summary()
         statistics.log(self.logger, self.t_env)
         return summary
 
-    def _finish(self, ended: torch.Tensor, outcome: VectorStep) -> EpisodeBatch:
-        """Take the episodes `ended` (E,) bool out of the open ones, with their final observations."""
-        rollout, store = self.rollout, self.open_episodes.data.transition_data
-        at = (rollout.rows[ended], rollout.steps[ended])
-        store["obs"][at] = outcome.final.obs[ended]
-        store["state"][at] = outcome.final.state[ended]
-        store["avail_actions"][at] = outcome.final.avail[ended]
-        store["filled"][at] = 1
-        for key in ("actions", "reward", "terminated"):
-            store[key][at] = 0
-        rows = at[0].tolist()
-        for e in rows:
-            self._count(self.train_statistics, rollout, e, outcome)
-        batch = self.open_episodes[rows, :]
-        # Behind the end, slots still hold their previous episode; padding is zero, as in PyMARL.
-        for value in batch.data.transition_data.values():
-            value *= batch["filled"].reshape(*batch["filled"].shape[:2], *(1,) * (value.dim() - 2)).to(value.dtype)
-        store["filled"][rows] = 0
-        return batch
+    @torch.no_grad()
+    def play(self, n_episodes: int) -> EpisodeBatch:
+        """Exactly `n_episodes` whole test episodes. They are neither logged nor counted in `t_env`."""
+        played = self._new_batch(n_episodes, self.episode_limit + 1)
+        count = 0
+        for rollout, outcome, rows in self._test_episodes(n_episodes, keep=True):
+            episodes = rollout.take(rows, outcome).data.transition_data
+            for key, value in played.data.transition_data.items():
+                value[count : count + len(rows)] = episodes[key]
+            count += len(rows)
+        return played
+
+    def _test_episodes(self, n_episodes: int, keep: bool):
+        """Play test episodes; yields the rollout, a step's outcome and the environments whose episode ended in it.
+
+        Every environment plays a fixed share of them: taking the first that end would favour short episodes.
+        """
+        if self.test_env is None:
+            n_envs = min(self.batch_size, self.args.test_nepisode)
+            seed = self.args.env_args["seed"] + self.batch_size  # no training battle again
+            env_args = {**self.args.env_args, "seed": seed}
+            self.test_env = make_vector_env(self.args.env, n_envs, self.args.device, env_args)
+        n_envs = self.test_env.n_envs
+        episodes = self._new_batch(n_envs, self.episode_limit + 1) if keep else None
+        rollout = _Rollout(self.test_env, self._new_batch, self.mac, self.args.device, episodes)
+        rollout.start()
+        remaining = [n_episodes // n_envs + (e < n_episodes % n_envs) for e in range(n_envs)]
+        while any(remaining):
+            outcome, ended = rollout.step(self.t_env, test_mode=True)
+            rows = [e for e in ended.nonzero().flatten().tolist() if remaining[e] > 0]
+            for e in rows:
+                remaining[e] -= 1
+            if rows:
+                yield rollout, outcome, rows
+            rollout.advance(outcome, ended)
 
     @staticmethod
     def _count(statistics: EpisodeStatistics, rollout: _Rollout, e: int, outcome: VectorStep) -> None:

@@ -118,6 +118,15 @@ class Relay:
         assert self.closed == 1, "closed twice"
 
 
+def step(env, actions):
+    """(reward, done, info) without the agents' own rewards, which sum to the team's."""
+    reward, done, info = env.step(actions)
+    own = info.pop("individual_reward")
+    assert len(own) == env.n_agents
+    assert sum(own) == pytest.approx(reward)
+    return reward, done, info
+
+
 def parallel_env(clockless=None, **kwargs):
     """A `Relay`, from the function that PettingZoo modules offer; nobody can set the steps of a `clockless` one."""
     if clockless is None:
@@ -147,7 +156,7 @@ def play_randomly(env, rng):
         seen.append(obs)
         if done:
             return np.array(seen), np.array(rewards), last_info
-        reward, done, last_info = env.step([rng.choice(np.flatnonzero(row)) for row in avail])
+        reward, done, last_info = step(env, [rng.choice(np.flatnonzero(row)) for row in avail])
         assert isinstance(reward, float)
         assert isinstance(done, bool)
         rewards.append(reward)
@@ -166,7 +175,7 @@ def play_randomly(env, rng):
 )
 def test_whole_episodes_keep_the_announced_shapes(key, sizes):
     env = make(key, time_limit=30)
-    assert env.get_env_info() == sizes | {"episode_limit": 30}
+    assert env.get_env_info() == sizes | {"episode_limit": 30, "individual_reward": True}
     rng = np.random.default_rng(1)
     for _ in range(3):
         _, rewards, info = play_randomly(env, rng)
@@ -192,7 +201,7 @@ def test_time_limit_is_the_only_clock_and_a_truncation(key, own_limit, kwargs, l
     env = make(key, own_limit + longer_by, **kwargs)
     for _ in range(2):
         env.reset()
-        ends = [env.step([0] * env.n_agents)[1:] for _ in range(own_limit + longer_by)]
+        ends = [step(env, [0] * env.n_agents)[1:] for _ in range(own_limit + longer_by)]
         assert ends[:-1] == [(False, {"episode_limit": False})] * (len(ends) - 1)
         assert ends[-1] == (True, {"episode_limit": True})
 
@@ -227,7 +236,7 @@ def test_unequal_agents_are_padded_and_discrete_observations_one_hot():
     np.testing.assert_array_equal(state, np.concatenate(obs))
     assert env.get_avail_actions() == [[1, 1, 0, 0], [1, 1, 1, 1]]
 
-    assert env.step(np.array([0, 2])) == (-0.5, False, {"episode_limit": False})
+    assert step(env, np.array([0, 2])) == (-0.5, False, {"episode_limit": False})
     np.testing.assert_array_equal(env.get_obs(), [[0, 1, 0, 0, 0, 0], [0, 12, 0, 0, 0, 0]])
     np.testing.assert_array_equal(obs[1], [start, 0, 0, 0, 0, 0])  # what was handed out before stays as it was
 
@@ -236,16 +245,16 @@ def test_termination_wins_over_every_kind_of_time_limit():
     for limits in ({}, {"time_limit": 2}, {"truncate_at": 2}):
         env = make(DOOR, **limits)
         env.reset()
-        env.step([1, 0])
-        assert env.step([1, 3]) == (11.5, True, {"episode_limit": False})
+        step(env, [1, 0])
+        assert step(env, [1, 3]) == (11.5, True, {"episode_limit": False})
 
 
 def test_truncation_by_the_environment_is_a_time_limit():
     env = make(DOOR, truncate_at=2)
     for _ in range(2):
         env.reset()
-        assert not env.step([0, 0])[1]
-        assert env.step([0, 0])[1:] == (True, {"episode_limit": True})
+        assert not step(env, [0, 0])[1]
+        assert step(env, [0, 0])[1:] == (True, {"episode_limit": True})
 
 
 def test_masks_of_a_gymnasium_environment_are_followed():
@@ -260,14 +269,14 @@ def test_agents_that_left_see_nothing_and_earn_nothing():
     assert env.get_avail_actions() == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
     np.testing.assert_array_equal(env.get_obs(), [[10, 0], [10, 0], [10, 10]])
 
-    assert env.step([0, 0, 0]) == (111.0, False, {"episode_limit": False})
-    assert env.step([0, 0, 0]) == (111.0, False, {"episode_limit": False})  # b leaves with its last reward
+    assert step(env, [0, 0, 0]) == (111.0, False, {"episode_limit": False})
+    assert step(env, [0, 0, 0]) == (111.0, False, {"episode_limit": False})  # b leaves with its last reward
     np.testing.assert_array_equal(env.get_obs(), [[12, 0], [0, 0], [12, 12]])
     np.testing.assert_array_equal(env.get_state(), [12, 0, 0, 0, 12, 12])
     assert env.get_avail_actions() == [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
 
-    assert env.step([0, 0, 0]) == (101.0, False, {"episode_limit": False})
-    assert env.step([0, 0, 0]) == (101.0, True, {"episode_limit": False})
+    assert step(env, [0, 0, 0]) == (101.0, False, {"episode_limit": False})
+    assert step(env, [0, 0, 0]) == (101.0, True, {"episode_limit": False})
     assert len(env.reset()[0]) == 3
     assert env.get_avail_actions()[1] == [1, 1, 1, 0]  # b is back
 
@@ -280,7 +289,7 @@ def test_a_cut_episode_shows_what_to_bootstrap_from(length):
     """
     env = make(RELAY, clockless=length)
     env.reset()
-    ends = [env.step([0, 0, 0])[1:] for _ in range(length)]
+    ends = [step(env, [0, 0, 0])[1:] for _ in range(length)]
     assert ends[-2:] == [(False, {"episode_limit": False}), (True, {"episode_limit": True})]
     seen = 10 + length
     np.testing.assert_array_equal(env.get_obs(), [[seen, 0], [0, 0], [seen, seen]])
@@ -294,7 +303,7 @@ def test_masks_of_a_pettingzoo_environment_are_followed(where):
     assert env.get_avail_actions() == [[0, 1, 0, 0]] * 3
     assert env.get_obs_size() == 2, "a mask is no observation"
     for _ in range(2):
-        env.step([1, 1, 1])
+        step(env, [1, 1, 1])
     assert env.get_avail_actions() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]]
 
 
@@ -303,7 +312,7 @@ def test_an_environments_own_state_is_preferred():
     _, state = env.reset()
     assert env.get_state_size() == 4
     np.testing.assert_array_equal(state, [0, 1, 2, 3])
-    env.step([0, 0, 0])
+    step(env, [0, 0, 0])
     np.testing.assert_array_equal(env.get_state(), [1, 2, 3, 4])
     assert env.get_state().dtype == np.float32
 

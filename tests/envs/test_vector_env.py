@@ -93,6 +93,7 @@ class TestSerialVectorEnv:
             "n_actions": 3,
             "n_agents": 2,
             "episode_limit": 9,
+            "individual_reward": False,
         }
 
     def test_ends_final_and_next_observations_of_environments_in_different_phases(self):

@@ -26,6 +26,8 @@ TINY = {
 # Each environment: the packages that it needs, and settings with which a few episodes take a moment.
 ENVS = {
     "matrix_games": ((), {"t_max": 100}),
+    # The game with most parts: two steps, and a hidden variable in the state.
+    "greed_games": ((), {"t_max": 200, "env_args.game": "mirage", "updates_per_episode": 0.1}),
     "gymma": (("gymnasium", "lbforaging"), {"t_max": 120, "batch_size_run": 4, "env_args.time_limit": 8}),
     # As many test battles as training battles: a batch of another size would be compiled anew.
     "smax": (("jax", "jaxmarl"), {"t_max": 300, "batch_size_run": 8, "test_nepisode": 8, "env_args.time_limit": 12}),

@@ -40,7 +40,16 @@ SHARED = {
     "target_update_tau": None,
 }
 BLOCKS = {
-    "conservative": {"alpha_independent": 0.5, "alpha_cooperative": 0.75, "op": "lse", "temperature": 0.25},
+    "heads": {"utilities": "shared", "act": "shared", "reward_independent": "team"},
+    "behaviour": {"source": "empirical"},
+    "conservative": {
+        "alpha_independent": 0.5,
+        "alpha_cooperative": 0.75,
+        "op": "lse",
+        "temperature": 0.25,
+        "joint": "cf",
+        "coefficient": "fixed",
+    },
     "gate": {
         "mode": "direct",
         "acts_on": "loss",
@@ -55,7 +64,7 @@ BLOCKS = {
         "l_max": 2.0,
     },
     "munchausen": {
-        "source": "alternative",
+        "source": "alt_counterfactual",
         "alpha": 0.5,
         "tau": 0.25,
         "l0": -0.5,
@@ -66,9 +75,9 @@ BLOCKS = {
 OFF = {"conservative": {"alpha_independent": 0.0, "alpha_cooperative": 0.0}, "munchausen": {"source": "none"}}
 
 
-def greedy_args(mixer="qmix", conservative=None, gate=None, munchausen=None, **overrides):
-    changes = {"conservative": conservative or {}, "gate": gate or {}, "munchausen": munchausen or {}}
-    blocks = {name: {**values, **changes[name]} for name, values in BLOCKS.items()}
+def greedy_args(mixer="qmix", **overrides):
+    """The settings above, with changes to single keys of blocks, as in gate={"mode": "hard"}, and of the top level."""
+    blocks = {name: {**values, **overrides.pop(name, {})} for name, values in BLOCKS.items()}
     return make_args("greedy_qmix", mixer=mixer, **{**SHARED, **overrides}, **blocks)
 
 
@@ -132,7 +141,7 @@ def test_every_term_that_is_switched_on_changes_the_loss():
         loss(gate={"mode": "none"}),
         loss(gate={"mode": "direct"}),
         loss(conservative={"alpha_independent": 0.0, "alpha_cooperative": 0.5}),
-        loss(munchausen={"source": "alternative", "bootstrap": "soft"}),
+        loss(munchausen={"source": "alt_counterfactual", "bootstrap": "soft"}),
         loss(gate={"mode": "fixed", "weight_independent": 0.25}, munchausen={"bootstrap": "hard"}),
     ]
     assert len({round(value, 6) for value in losses}) == len(losses)

@@ -1,4 +1,6 @@
-"""Mixers: the method's numbers N2 and N3 through QMIX made constant, monotonicity, counterfactuals, joint maxima."""
+"""Mixers: the method's numbers N2 and N3 through QMIX made constant, monotonicity, what each class can learn,
+counterfactuals, gains, joint maxima.
+"""
 
 import itertools
 import math
@@ -8,9 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from modules.mixers import REGISTRY, counterfactual_q_tot
+from modules.mixers import REGISTRY, counterfactual_q_tot, mixer_gains
 from modules.mixers.qmix import QMixer
-from modules.mixers.vdn import VDNMixer
+from modules.mixers.qmix_concave import ConcaveQMixer
+from modules.mixers.vdn import VDNMeanMixer, VDNMixer
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks as small as these are slower on several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def t64(values):
@@ -27,19 +39,19 @@ def mixer_args(n_agents=3, state_shape=5, embed=6, layers=2):
     )
 
 
-def qmixer(layers=2, seed=0, **sizes):
+def qmixer(layers=2, seed=0, mixer_class=QMixer, **sizes):
     """Random weights, larger than the initial ones, so that the mixer bends and differs between states."""
     torch.manual_seed(seed)
-    mixer = QMixer(mixer_args(layers=layers, **sizes))
+    mixer = mixer_class(mixer_args(layers=layers, **sizes))
     with torch.no_grad():
         for parameter in mixer.parameters():
             parameter.mul_(2.0)
     return mixer
 
 
-def n2_mixer(layers=2):
-    """QMIX whose hypernetworks give the weights of N2 in every state."""
-    mixer = QMixer(mixer_args(n_agents=2, state_shape=3, embed=2, layers=layers)).double()
+def n2_mixer(layers=2, mixer_class=QMixer):
+    """QMIX, or another class, whose hypernetworks give the weights of N2 in every state."""
+    mixer = mixer_class(mixer_args(n_agents=2, state_shape=3, embed=2, layers=layers)).double()
 
     def last(hypernet):
         return hypernet[-1] if isinstance(hypernet, nn.Sequential) else hypernet
@@ -54,10 +66,10 @@ def n2_mixer(layers=2):
     return mixer
 
 
-def n2(q, layers=2):
+def n2(q, layers=2, mixer_class=QMixer):
     """f(q) of N2 for rows q (R, 2) -> (R,)."""
     q = torch.as_tensor(q, dtype=torch.float64)
-    return n2_mixer(layers)(q.unsqueeze(0), torch.randn(1, len(q), 3, dtype=torch.float64)).view(-1)
+    return n2_mixer(layers, mixer_class)(q.unsqueeze(0), torch.randn(1, len(q), 3, dtype=torch.float64)).view(-1)
 
 
 N2 = [
@@ -111,6 +123,38 @@ def test_n2_is_supermodular():
     assert (n2(q + d) + n2(q) >= n2(q + first) + n2(q + second) - 1e-12).all()
 
 
+N2_CONCAVE = [
+    # the second of the two units is concave. Hidden units .85 and -1.8, both linear: .5 * .85 - 1.5 * 1.8 + .2
+    ([1.0, -1.0], -2.075000, [1.250000, 3.125000]),
+    ([0.0, 0.0], -0.200000, [1.250000, 3.125000]),  # .1 and -.3: .5 * .1 - 1.5 * .3 + .2
+    # -1.775 and -.3: .5 (e^-1.775 - 1) - 1.5 * .3 + .2; gradient .5 e^-1.775 + .75 and .125 e^-1.775 + 3
+    ([-2.0, 0.5], -0.665258, [0.834742, 3.021185]),
+    # 2.35 and 2.7: .5 * 2.35 - 1.5 (e^-2.7 - 1) + .2; gradient .5 + .75 e^-2.7 and .125 + 3 e^-2.7
+    ([2.0, 1.0], 2.774192, [0.550404, 0.326617]),
+]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("q", "value", "gradient"), N2_CONCAVE)
+def test_concave_values_and_gradients_with_the_weights_of_n2(layers, q, value, gradient):
+    q = t64([q]).requires_grad_()
+    f = n2(q, layers, ConcaveQMixer)
+    close(f, [value])
+    f.sum().backward()
+    close(q.grad, [gradient])
+
+
+def test_concave_is_neither_convex_nor_concave_and_neither_supermodular_nor_submodular():
+    rng = torch.Generator().manual_seed(3)
+    x, y = 3 * torch.randn(2, 500, 2, dtype=torch.float64, generator=rng)
+    d = 3 * torch.rand(500, 2, dtype=torch.float64, generator=rng)
+    first, second = d * t64([1.0, 0.0]), d * t64([0.0, 1.0])
+    f = [n2(rows, 2, ConcaveQMixer) for rows in (x, y, (x + y) / 2, x + first, x + second, x + d)]
+    for difference in ((f[0] + f[1]) / 2 - f[2], f[5] + f[0] - f[3] - f[4]):
+        assert (difference > 0.01).any()
+        assert (difference < -0.01).any()
+
+
 def test_n3_counterfactuals_and_joint_maximum():
     qs = t64([[[[0.5, 1.5, -1.0], [2.0, 0.0, 1.0]]]])  # the utilities of N1b, whose data plays (0, 2)
     state = torch.zeros(1, 1, 3, dtype=torch.float64)
@@ -139,8 +183,29 @@ def test_qmix_equals_its_formula_in_nested_loops(layers):
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_qmix_is_monotone_on_random_states(layers):
-    mixer = qmixer(layers)
+@pytest.mark.parametrize("embed", [2, 5, 6])
+def test_concave_equals_its_formula_in_nested_loops(layers, embed):
+    mixer = qmixer(layers, mixer_class=ConcaveQMixer, embed=embed)
+    rng = torch.Generator().manual_seed(3)
+    q, states = torch.randn(2, 3, 3, generator=rng), torch.randn(2, 3, 5, generator=rng)
+    actual = mixer(q, states)
+    for b in range(2):
+        for t in range(3):
+            s = states[b, t]
+            w1, b1, w2 = mixer.hyper_w_1(s), mixer.hyper_b_1(s), mixer.hyper_w_final(s)
+            total = mixer.V(s).item()
+            for k in range(embed):
+                h = b1[k].item() + sum(abs(w1[i * embed + k].item()) * q[b, t, i].item() for i in range(3))
+                convex = h if h > 0 else math.exp(h) - 1
+                concave = h if h < 0 else 1 - math.exp(-h)
+                total += abs(w2[k].item()) * (concave if k >= (embed + 1) // 2 else convex)
+            close(actual[b, t], [total], 1e-4)
+
+
+@pytest.mark.parametrize("mixer_class", [QMixer, ConcaveQMixer])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_mixers_are_monotone_on_random_states(layers, mixer_class):
+    mixer = qmixer(layers, mixer_class=mixer_class)
     rng = torch.Generator().manual_seed(4)
     q = (3 * torch.randn(20, 30, 3, generator=rng)).requires_grad_()
     states = 3 * torch.randn(20, 30, 5, generator=rng)
@@ -164,10 +229,54 @@ def test_qmix_depends_on_its_own_state_alone():
     assert changed.tolist() == [[False, False, False], [False, False, True]]
 
 
-def test_vdn_is_the_sum():
-    q = torch.tensor([[[1.0, 2.0, -0.5], [0.0, 0.0, 4.0]]])
+def test_vdn_is_the_sum_or_the_mean():
+    q = torch.tensor([[[1.0, 2.0, -0.5], [0.0, 0.0, 4.5]]])
     states = torch.randn(1, 2, 5)
-    close(VDNMixer()(q, states), [[[2.5], [4.0]]])
+    close(VDNMixer()(q, states), [[[2.5], [4.5]]])
+    close(VDNMeanMixer()(q, states), [[[2.5 / 3], [1.5]]])
+
+
+# --- what the mixers can learn: one joint decision of two agents with two actions, all four equally likely
+
+OR, AND = [0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]  # payoffs of 00, 01, 10, 11
+
+
+def fitted(mixer_class, payoff, seed) -> torch.Tensor:
+    """Q_tot of the four joint actions, (4,), after training the mixer and the agents' values, which start equal."""
+    torch.manual_seed(seed)
+    mixer = mixer_class(mixer_args(n_agents=2, state_shape=1, embed=8, layers=1))
+    values = nn.Parameter(torch.zeros(2, 2))
+    first, second, state = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), torch.ones(1, 4, 1)
+    optimiser = torch.optim.Adam([values, *mixer.parameters()], lr=0.03)
+
+    def q_tot():
+        return mixer(torch.stack([values[0][first], values[1][second]], dim=-1).unsqueeze(0), state).view(4)
+
+    for _ in range(700):
+        loss = ((q_tot() - torch.tensor(payoff)) ** 2).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return q_tot().detach()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_proposition_2_8_qmix_learns_complements_and_of_substitutes_the_best_sum(seed):
+    close(fitted(QMixer, AND, seed), AND, 0.05)
+    f = fitted(QMixer, OR, seed)
+    close(((f - torch.tensor(OR)) ** 2).mean(), 0.0625, 1e-3)
+    close(f, [0.25, 0.75, 0.75, 1.25], 0.03)
+
+
+@pytest.mark.parametrize("payoff", [OR, AND])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_concave_learns_substitutes_and_complements(payoff, seed):
+    f = fitted(ConcaveQMixer, payoff, seed)
+    assert ((f - torch.tensor(payoff)) ** 2).mean() < 0.01
+    close(f[3], 1.0, 0.03)  # the value of the greedy joint action
+
+
+# --- counterfactuals, gains, joint maxima
 
 
 class NoShortcut(nn.Module):
@@ -181,13 +290,19 @@ class NoShortcut(nn.Module):
         return self.mixer(agent_qs, states)
 
 
-def make_mixer(name):
-    return VDNMixer() if name == "vdn" else qmixer(layers=int(name[-1]))
+MIXERS = {
+    "vdn": VDNMixer,
+    "vdn_mean": VDNMeanMixer,
+    "qmix1": lambda: qmixer(layers=1),
+    "qmix2": lambda: qmixer(layers=2),
+    "qmix_concave1": lambda: qmixer(layers=1, mixer_class=ConcaveQMixer),
+    "qmix_concave2": lambda: qmixer(layers=2, mixer_class=ConcaveQMixer),
+}
 
 
-@pytest.mark.parametrize("name", ["vdn", "qmix1", "qmix2"])
+@pytest.mark.parametrize("name", MIXERS)
 def test_counterfactuals_equal_brute_force(name):
-    mixer = make_mixer(name)
+    mixer = MIXERS[name]()
     assert hasattr(mixer, "counterfactual")
     B, T, N, A = 2, 3, 3, 4
     rng = torch.Generator().manual_seed(6)
@@ -209,9 +324,9 @@ def test_counterfactuals_equal_brute_force(name):
     close(kept, mixer(chosen, states).expand_as(kept), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["vdn", "qmix1", "qmix2"])
+@pytest.mark.parametrize("name", MIXERS)
 def test_gradients_of_counterfactuals_equal_those_of_the_generic_path(name):
-    mixer = make_mixer(name).double()
+    mixer = MIXERS[name]().double()
     rng = torch.Generator().manual_seed(7)
     qs = torch.randn(2, 3, 3, 4, generator=rng, dtype=torch.float64).requires_grad_()
     chosen = torch.randn(2, 3, 3, generator=rng, dtype=torch.float64).requires_grad_()
@@ -227,9 +342,9 @@ def test_gradients_of_counterfactuals_equal_those_of_the_generic_path(name):
     assert (gradients[0][1] != 0).any()
 
 
-@pytest.mark.parametrize("name", ["vdn", "qmix1", "qmix2"])
+@pytest.mark.parametrize("name", MIXERS)
 def test_proposition_1_2_joint_maximum_is_the_mixed_maxima(name):
-    mixer = make_mixer(name)
+    mixer = MIXERS[name]()
     B, N, A = 12, 3, 4
     rng = torch.Generator().manual_seed(8)
     qs, states = 2 * torch.randn(B, 1, N, A, generator=rng), torch.randn(B, 1, 5, generator=rng)
@@ -245,14 +360,49 @@ def test_proposition_1_2_joint_maximum_is_the_mixed_maxima(name):
         close(best[b, 0], [max(totals)], 1e-5)
 
 
+@pytest.mark.parametrize("name", MIXERS)
+def test_gains_are_slopes_of_the_total_at_the_data(name):
+    mixer = MIXERS[name]().double()
+    rng = torch.Generator().manual_seed(9)
+    q = 2 * torch.randn(2, 3, 3, generator=rng, dtype=torch.float64)
+    states = torch.randn(2, 3, 5, generator=rng, dtype=torch.float64)
+    with torch.no_grad():
+        gains = mixer_gains(mixer, q, states)
+    assert not q.requires_grad
+    step = 1e-6
+    for i in range(3):
+        up, down = q.clone(), q.clone()
+        up[..., i] += step
+        down[..., i] -= step
+        close(gains[..., i], ((mixer(up, states) - mixer(down, states)) / (2 * step)).squeeze(-1).detach(), 1e-6)
+    assert (gains >= 0).all()
+
+
+def test_gains_of_n2_and_of_sums():
+    q, states = t64([[row[0] for row in N2]]), torch.zeros(1, 4, 3, dtype=torch.float64)
+    close(mixer_gains(n2_mixer(), q, states), [[row[2] for row in N2]])
+    close(mixer_gains(VDNMixer(), q, states), torch.ones(1, 4, 2))
+    close(mixer_gains(VDNMeanMixer(), q, states), torch.full((1, 4, 2), 0.5))
+
+
+def test_gains_carry_no_gradient_and_leave_none_behind():
+    mixer = qmixer()
+    q, states = torch.randn(2, 4, 3, requires_grad=True), torch.randn(2, 4, 5, requires_grad=True)
+    gains = mixer_gains(mixer, q, states)
+    assert not gains.requires_grad
+    assert q.requires_grad
+    assert all(leaf.grad is None for leaf in (q, states, *mixer.parameters()))
+
+
+@pytest.mark.parametrize("mixer_class", [QMixer, ConcaveQMixer])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_parameter_names_are_pymarls(layers):
+def test_parameter_names_are_pymarls(layers, mixer_class):
     """A mixer.th of PyMARL holds these names; a hypernetwork of one layer has no index."""
     parts = {"hyper_b_1": [""], "V": ["0.", "2."]}
     for name in ("hyper_w_1", "hyper_w_final"):
         parts[name] = [""] if layers == 1 else ["0.", "2."]
     expected = {f"{name}.{part}{kind}" for name, ps in parts.items() for part in ps for kind in ("weight", "bias")}
-    assert set(qmixer(layers).state_dict()) == expected
+    assert set(qmixer(layers, mixer_class=mixer_class).state_dict()) == expected
 
 
 def test_hypernetworks_have_the_sizes_asked_for():
@@ -263,6 +413,8 @@ def test_hypernetworks_have_the_sizes_asked_for():
     assert [tuple(p.shape) for p in one.V.parameters()] == [(6, 5), (6,), (1, 6), (1,)]
     with pytest.raises(ValueError, match="hypernet_layers must be 1 or 2, got 3"):
         QMixer(mixer_args(layers=3))
+    with pytest.raises(ValueError, match=r"mixing_embed_dim must be at least 2, .* got 1"):
+        ConcaveQMixer(mixer_args(embed=1))
 
 
 def test_state_shape_may_be_a_tuple():
@@ -270,8 +422,8 @@ def test_state_shape_may_be_a_tuple():
 
 
 def test_registry_builds_from_args():
-    assert isinstance(REGISTRY["vdn"](mixer_args()), VDNMixer)
-    assert isinstance(REGISTRY["qmix"](mixer_args()), QMixer)
+    classes = {"vdn": VDNMixer, "vdn_mean": VDNMeanMixer, "qmix": QMixer, "qmix_concave": ConcaveQMixer}
+    assert {name: type(build(mixer_args())) for name, build in REGISTRY.items()} == classes
 
 
 def test_shape_errors_name_both_shapes():
@@ -284,11 +436,14 @@ def test_shape_errors_name_both_shapes():
         mixer(torch.zeros(2, 4, 3), torch.zeros(2, 4, 6))
     with pytest.raises(ValueError, match=r"chosen must have shape \(2, 4, 3\), got \(2, 4, 1\)"):
         counterfactual_q_tot(mixer, torch.zeros(2, 4, 1), torch.zeros(2, 4, 3, 6), torch.zeros(2, 4, 5))
+    with pytest.raises(ValueError, match=r"chosen must have shape \(2, 5, any\), got \(2, 4, 3\)"):
+        mixer_gains(VDNMixer(), torch.zeros(2, 4, 3), torch.zeros(2, 5, 5))
 
 
-def test_counterfactual_gradients_match_finite_differences():
+@pytest.mark.parametrize("mixer_class", [QMixer, ConcaveQMixer])
+def test_counterfactual_gradients_match_finite_differences(mixer_class):
     torch.manual_seed(5)
-    mixer = QMixer(
+    mixer = mixer_class(
         SimpleNamespace(n_agents=3, state_shape=4, mixing_embed_dim=5, hypernet_layers=2, hypernet_embed=6)
     ).double()
     chosen = torch.randn(2, 3, 3, dtype=torch.double, requires_grad=True)

@@ -9,11 +9,17 @@ from collections.abc import Callable
 import torch
 
 from modules.mixers.qmix import QMixer
-from modules.mixers.vdn import VDNMixer
+from modules.mixers.qmix_concave import ConcaveQMixer
+from modules.mixers.vdn import VDNMeanMixer, VDNMixer
 from utils.shapes import check_shape
 
 # Each is called with the run's args.
-REGISTRY = {"vdn": lambda args: VDNMixer(), "qmix": QMixer}
+REGISTRY = {
+    "vdn": lambda args: VDNMixer(),
+    "vdn_mean": lambda args: VDNMeanMixer(),
+    "qmix": QMixer,
+    "qmix_concave": ConcaveQMixer,
+}
 
 
 def counterfactual_q_tot(mixer: Callable, chosen: torch.Tensor, qs: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -36,3 +42,20 @@ def counterfactual_q_tot(mixer: Callable, chosen: torch.Tensor, qs: torch.Tensor
     joint = torch.where(agent, qs.unsqueeze(-1), chosen.view(B, T, 1, 1, N))  # (B, T, N, A, N)
     repeated = states.view(B, T, 1, -1).expand(B, T, N * A, -1).reshape(B, T * N * A, -1)
     return mixer(joint.reshape(B, T * N * A, N), repeated).view(B, T, N, A)
+
+
+def mixer_gains(mixer: Callable, chosen: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """df/dq_i where the data is: by how much Q_tot rises with agent i's value. No gradient flows through it.
+
+    Args:
+        chosen: (B, T, N) values of the actions that were taken.
+        states: (B, T, S).
+
+    Returns:
+        (B, T, N), not negative of a monotone mixer; 1 of VDN. Callers may be under `torch.no_grad`.
+    """
+    check_shape("chosen", chosen, (*states.shape[:2], None))
+    with torch.enable_grad():
+        q = chosen.detach().requires_grad_()
+        (gains,) = torch.autograd.grad(mixer(q, states.detach()).sum(), q)
+    return gains
