@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SEED ?= 1
 T_MAX ?= 500000
 
-.PHONY: help setup train test check format docs bench clean
+.PHONY: help setup train test theory check format docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ train: setup  ## train greedy_qmix on SMAX 3m (SEED=1 T_MAX=500000)
 
 test: setup  ## run all tests
 	$(RUN) -m pytest
+
+theory: setup  ## check every statement of docs/theory.md numerically (about three minutes)
+	$(RUN) -m pytest tests/theory -m "slow or not slow" --statements -p no:cacheprovider
 
 check: setup  ## format, lint, types, generated docs
 	$(RUN) -m ruff format --check src tests benchmarks

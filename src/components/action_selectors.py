@@ -14,10 +14,11 @@ class EpsilonGreedyActionSelector:
             args.epsilon_start, args.epsilon_finish, args.epsilon_anneal_time, decay="linear"
         )
         self.epsilon = self.schedule.eval(0)
+        self.test_epsilon = args.test_epsilon
 
     def select_action(self, agent_inputs, avail_actions, t_env: int, test_mode: bool = False) -> torch.Tensor:
-        """agent_inputs (B, N, A) action values, avail_actions (B, N, A) -> actions (B, N). Tests are greedy."""
-        self.epsilon = 0.0 if test_mode else self.schedule.eval(t_env)
+        """agent_inputs (B, N, A) action values, avail_actions (B, N, A) -> actions (B, N)."""
+        self.epsilon = self.test_epsilon if test_mode else self.schedule.eval(t_env)
         greedy = agent_inputs.masked_fill(avail_actions == 0, -torch.inf).argmax(dim=-1)
         if self.epsilon == 0.0:
             return greedy
@@ -34,16 +35,16 @@ class EpsilonGreedyActionSelector:
 
 class OneAtATimeActionSelector(EpsilonGreedyActionSelector):
     """A replay of past near-deterministic policies, as data: with probability epsilon every agent plays uniformly,
-    otherwise exactly one agent, drawn uniformly, plays action 1 and the others play action 0. Tests are greedy.
+    otherwise exactly one agent, drawn uniformly, plays action 1 and the others play action 0.
 
     The agents' actions depend on each other, so independent learners take their teammates' reward for their own
     (game REPLAY of docs/theory.md).
     """
 
     def select_action(self, agent_inputs, avail_actions, t_env: int, test_mode: bool = False) -> torch.Tensor:
-        self.epsilon = 0.0 if test_mode else self.schedule.eval(t_env)
         if test_mode:
-            return agent_inputs.masked_fill(avail_actions == 0, -torch.inf).argmax(dim=-1)
+            return super().select_action(agent_inputs, avail_actions, t_env, test_mode)
+        self.epsilon = self.schedule.eval(t_env)
         B, N, _ = agent_inputs.shape
         acting = torch.randint(N, (B, 1), device=agent_inputs.device)
         alone = (torch.arange(N, device=agent_inputs.device) == acting).long()

@@ -70,6 +70,7 @@ class Run(Section):
     test_nepisode: Count
     test_interval: Count
     test_greedy: bool
+    test_epsilon: Share
     log_interval: Count
     runner_log_interval: Count
     learner_log_interval: Count
