@@ -139,7 +139,7 @@ class Conservative(Section):
 
 class Gate(Section):
     mode: Literal["direct", "hard", "lagrange", "fixed", "none"]
-    metric: Literal["gap", "over", "cert", "td"]
+    metric: Literal["gap", "over", "cert", "realised", "td"]
     acts_on: Literal["loss", "penalty", "none"]
     target: Literal["own", "min", "soft", "cert"]
     op: Literal["max", "lse", "lse_beta", "lse_mean", "softmax", "uniform"]
@@ -614,7 +614,7 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 "weights that are reciprocal multipliers cancel against multiplied penalties; set gate.acts_on=loss"
             )
             yield message, "conservative.coefficient", "gate.acts_on"
-    measures = gate["metric"] in ("over", "cert") or gate["target"] == "cert"
+    measures = gate["metric"] in ("over", "cert", "realised") or gate["target"] == "cert"
     if measures and gate["realised"] == "is" and behaviour["source"] == "empirical":
         message = "importance weights need the probabilities of the actions; set behaviour.source=stored"
         yield message, "gate.realised", "behaviour.source"

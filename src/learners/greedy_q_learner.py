@@ -99,7 +99,8 @@ class GreedyQLearner(QLearner):
         mask_i = step.mask.expand_as(heads.chosen_i)
         td = torch.stack([td_loss(heads.chosen_i, target_i, mask_i), td_loss(q_tot, target_c, step.mask)])
         penalty = torch.stack(self._penalties(step, heads))
-        regularised = td if self.cfg.munchausen.kl == 0 else td + self._kl(step, heads, alternative)
+        regularise = alternative is not None and self.cfg.munchausen.kl > 0
+        regularised = td + self._kl(step, heads, alternative) if regularise else td
         acting_weights = None if self.cfg.gate.mode == "none" else self.weights
         loss = gate.combine(regularised, penalty, acting_weights, self.cfg.gate.acts_on)
         imitation = self._imitation_loss(batch, step, heads)
@@ -205,9 +206,10 @@ class GreedyQLearner(QLearner):
         self.gap_ema = gate.smooth(self.gap_ema, gaps, cfg.ema)
         if cfg.realised != "rollout":
             values = (self._team(heads.value_i), heads.value_c)
-            mean_values = torch.stack([masked_mean(value, mask) for value in values])
-            self.value_ema = gate.smooth(self.value_ema, mean_values, cfg.ema)
-            if cfg.metric in ("over", "cert") or cfg.target == "cert":
+            # At the start of episodes, where the choice between the heads is made.
+            first = torch.stack([masked_mean(value[:, :1], mask[:, :1]) for value in values])
+            self.value_ema = gate.smooth(self.value_ema, first, cfg.ema)
+            if cfg.metric in gate.MEASURED or cfg.target == "cert":
                 self._measure_excess(step, heads, values, (self._team(v_i), v_c))
         smooth, of_batch = self._statistic(gaps)
         if cfg.mode == "direct":
@@ -243,10 +245,13 @@ class GreedyQLearner(QLearner):
             return nothing, nothing
         if metric == "gap":
             return self.gap_ema, gaps
+        values = torch.zeros_like(gaps) if self.value_ema is None else self.value_ema  # None before the first rollout
         if metric == "over":
             measured = self.excess_ema.relu()
+        elif metric == "cert":
+            measured = gate.regret(gate.certified_value(values, self.excess_ema))
         else:
-            measured = gate.regret(gate.certified_value(self.value_ema, self.excess_ema))
+            measured = gate.regret(values - self.excess_ema)
         known = self.excess_known.min() > 0  # until both heads have been measured the gaps stand in
         return torch.where(known, measured, self.gap_ema), torch.where(known, measured, gaps)
 
@@ -289,7 +294,7 @@ class GreedyQLearner(QLearner):
         for h, head in enumerate(HEADS):
             stats |= {f"gap_{head}": self.gap_ema[h], f"gate_weight_{head}": self.weights[h]}
             stats[f"value_{head}"] = values[h]
-            if cfg.metric in ("over", "cert"):
+            if cfg.metric in gate.MEASURED or cfg.target == "cert":
                 stats[f"excess_{head}"] = self.excess_ema[h]
             if cfg.mode == "lagrange":
                 stats[f"multiplier_{head}"] = self.log_multipliers[h].exp()
@@ -319,12 +324,9 @@ class GreedyQLearner(QLearner):
     def _trusts_independent(self, heads: Heads) -> torch.Tensor:
         """The gate's choice in each state, (B, T, 1) bool."""
         metric = self.cfg.gate.metric
-        if metric == "cert":
-            certified = [
-                gate.certified_value(value, excess)
-                for value, excess in zip((self._team(heads.value_i), heads.value_c), self.excess_ema, strict=True)
-            ]
-            return certified[0] > certified[1]
+        if metric in ("cert", "realised"):
+            excess = self.excess_ema.relu() if metric == "cert" else self.excess_ema
+            return self._team(heads.value_i) - excess[0] > heads.value_c - excess[1]
         if metric == "gap":
             gap_i, gap_c, _ = self.gap_profile
             return self._team(gap_i) < gap_c

@@ -34,7 +34,9 @@ class Transitions:
     )  # (B, T+1, N, A) all ones where nothing is available (padding, an end), so that every maximum is finite
     state: torch.Tensor  # (B, T+1, S)
     individual_reward: torch.Tensor | None = None  # (B, T, N) each agent's share, where the environment gives it
-    behaviour: torch.Tensor | None = None  # (B, T, N, A) probabilities that the actions were drawn with, if stored
+    # (B, T, N, A) probabilities that the actions were drawn with, if stored; all ones in padding, so that every
+    # logarithm of an expectation is finite
+    behaviour: torch.Tensor | None = None
 
     @classmethod
     def of(cls, batch) -> "Transitions":
@@ -48,7 +50,9 @@ class Transitions:
             avail=avail.masked_fill((filled.unsqueeze(-1) == 0) | (avail == 0).all(dim=-1, keepdim=True), 1),
             state=batch["state"],
             individual_reward=batch["individual_reward"][:, :-1] if "individual_reward" in batch.scheme else None,
-            behaviour=batch["behaviour"][:, :-1] if "behaviour" in batch.scheme else None,
+            behaviour=batch["behaviour"][:, :-1].masked_fill(filled[:, 1:].unsqueeze(-1) == 0, 1)
+            if "behaviour" in batch.scheme
+            else None,
         )
 
 

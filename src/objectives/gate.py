@@ -12,7 +12,8 @@ import torch
 
 from utils.shapes import check_same_shape, check_shape
 
-METRICS = ("gap", "over", "cert", "td")
+METRICS = ("gap", "over", "cert", "realised", "td")
+MEASURED = ("over", "cert", "realised")  # metrics that compare values with what greedy play earned
 REALISED = ("match", "is", "rollout")
 TARGETS = ("own", "min", "soft", "cert")
 ACTS_ON = ("loss", "penalty", "none")
@@ -154,7 +155,11 @@ def certified_value(value: torch.Tensor, excess: torch.Tensor) -> torch.Tensor:
 
 
 def regret(certified: torch.Tensor) -> torch.Tensor:
-    """max_k C_k - C_h, (2,): the statistic of metric `cert`, 0 for the head to act on."""
+    """max_k C_k - C_h, (2,): the statistic of `cert` and `realised`, 0 for the head to act on.
+
+    cert: C_h the certified value;  realised: Ghat_h = V_h - excess_h itself, what the head's greedy play earns. The
+    independent head's values price in its teammates' exploration, so that certifying them distrusts it too much.
+    """
     check_shape("certified", certified, (2,))
     return certified.max() - certified
 
