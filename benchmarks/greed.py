@@ -117,7 +117,7 @@ def summary(game: str, knob: float, methods: list[str], records: list[dict]) -> 
                     "value_cooperative",
                     "excess_independent",
                     "excess_cooperative",
-                )  # fmt: skip
+                )
                 if any(math.isfinite(last(r, name)) for r in runs)
             },
         }
@@ -150,8 +150,8 @@ def draw(table: dict, methods: list[str], path: Path) -> None:
         weights.set_ylim(-0.05, 1.05)
         returns.set(title=game)
         gaps.set(xlabel="lambda" if game == "replay" else "kappa")
-    for axis, label in zip(axes[:, 0], ("normalised return", "weight of the independent head", "gap (-- cooperative)"),
-                           strict=True):  # fmt: skip
+    labels = ("normalised return", "weight of the independent head", "gap (-- cooperative)")
+    for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     star = axes[1, 0].get_legend_handles_labels()

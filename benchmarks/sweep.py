@@ -66,8 +66,8 @@ def run_jobs(jobs: list[Job], store: Path, workers: int) -> list[dict]:
             elapsed = time.monotonic() - started
             outcome = record.get("error") or f"{record['seconds']:.0f} s"
             left = elapsed / n * (len(todo) - n) / 60
-            print(f"{n}/{len(todo)}  {record['group']} {record['method']} seed {record['seed']}: {outcome}"
-                  f"  ({left:.0f} min left)", flush=True)  # fmt: skip
+            name = f"{record['group']} {record['method']} seed {record['seed']}"
+            print(f"{n}/{len(todo)}  {name}: {outcome}  ({left:.0f} min left)", flush=True)
     return [done[job.key] for job in jobs]
 
 
