@@ -53,7 +53,8 @@ def run_jobs(jobs: list[Job], store: Path, workers: int) -> list[dict]:
     if store.exists():
         for line in store.read_text().splitlines():
             record = json.loads(line)
-            done[record["key"]] = record
+            if "error" not in record:  # what failed is tried again
+                done[record["key"]] = record
     todo = [job for job in jobs if job.key not in done]
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them in {store}; {workers} worker(s)", flush=True)
     started = time.monotonic()

@@ -114,6 +114,7 @@ class Run(Section):
     mixing_embed_dim: Count
     hypernet_layers: Annotated[int, Field(ge=1, le=2)]
     hypernet_embed: Count
+    quantiles: Count
     repeat_id: int
 
 
@@ -258,7 +259,12 @@ BLOCKS: dict[str, type[Section]] = {
     "behaviour": Behaviour,
 }
 # The blocks that each learner of this project reads; plug-ins may have any.
-LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {"q_learner": (), "greedy_q_learner": tuple(BLOCKS)}
+LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
+    "q_learner": (),
+    "quantile_q_learner": (),
+    "greedy_q_learner": tuple(BLOCKS),
+    "greedy_quantile_q_learner": tuple(BLOCKS),
+}
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
     "matrix_games": MatrixGames,
@@ -551,12 +557,26 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield message, "target_update_interval", "target_update_tau"
     if config["epsilon_finish"] > config["epsilon_start"]:
         yield "exploration must not grow; lower epsilon_finish", "epsilon_start", "epsilon_finish"
-    if config["learner"] == "greedy_q_learner" and config["mixer"] is None:
+    if config["learner"] in ("greedy_q_learner", "greedy_quantile_q_learner") and config["mixer"] is None:
         yield "the cooperative head needs a mixer; set mixer=qmix", "learner", "mixer"
     if config["action_selector"] == "multinomial" and config["agent_output_type"] != "pi_logits":
         yield "values are no probabilities; set agent_output_type=pi_logits", "action_selector", "agent_output_type"
     if config["evaluate"] and not config["checkpoint_path"]:
         yield "which model? Set checkpoint_path=results/models/<token>", "evaluate", "checkpoint_path"
+    quantile = config["learner"] in ("quantile_q_learner", "greedy_quantile_q_learner")
+    if quantile != (config["mac"] == "quantile_mac") and config["learner"] in LEARNER_BLOCKS:
+        message = (
+            "quantiles need both; set learner=quantile_q_learner (or greedy_quantile_q_learner) and mac=quantile_mac"
+        )
+        yield message, "learner", "mac"
+    if quantile and config["td_lambda"] > 0:
+        yield "quantiles learn from one-step targets; set td_lambda=0", "learner", "td_lambda"
+    if config["quantiles"] > 1 and not quantile:
+        yield (
+            "only quantile learners have quantiles; set learner=quantile_q_learner, or quantiles=1",
+            "quantiles",
+            "learner",
+        )
     if all(name in config for name in BLOCKS):
         yield from _method_conflicts(config)
 
@@ -578,6 +598,17 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield "separate utilities need a controller with two networks; set mac=gated_mac", "heads.utilities", "mac"
     if shared and config["mac"] == "gated_mac":
         yield "shared utilities are one network; set mac=basic_mac", "heads.utilities", "mac"
+    if config["learner"] == "greedy_quantile_q_learner":
+        if not shared:
+            yield "its heads share utilities; set heads.utilities=shared", "learner", "heads.utilities"
+        if gate["target"] != "own":
+            yield "it has no quantiles of a gated value; set gate.target=own", "learner", "gate.target"
+        if munchausen["source"] != "none" and munchausen["bootstrap"] == "soft":
+            yield (
+                "it has no quantiles of a soft value; set munchausen.bootstrap=hard",
+                "learner",
+                "munchausen.bootstrap",
+            )
     if not gated and heads["act"] in ("global", "agent", "distil"):
         message = "without a gate nothing chooses who acts; set heads.act=cooperative, or a gate.mode"
         yield message, "gate.mode", "heads.act"

@@ -2,5 +2,6 @@
 
 from controllers.basic_controller import BasicMAC
 from controllers.gated_controller import GatedMAC
+from controllers.quantile_controller import QuantileMAC
 
-REGISTRY = {"basic_mac": BasicMAC, "gated_mac": GatedMAC}
+REGISTRY = {"basic_mac": BasicMAC, "gated_mac": GatedMAC, "quantile_mac": QuantileMAC}

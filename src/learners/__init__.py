@@ -2,5 +2,11 @@
 
 from learners.greedy_q_learner import GreedyQLearner
 from learners.q_learner import QLearner
+from learners.quantile_q_learner import GreedyQuantileQLearner, QuantileQLearner
 
-REGISTRY = {"q_learner": QLearner, "greedy_q_learner": GreedyQLearner}
+REGISTRY = {
+    "q_learner": QLearner,
+    "greedy_q_learner": GreedyQLearner,
+    "quantile_q_learner": QuantileQLearner,
+    "greedy_quantile_q_learner": GreedyQuantileQLearner,
+}

@@ -94,10 +94,8 @@ class GreedyQLearner(QLearner):
             slow = Heads(step, *self._unroll_heads(self.slow_mac, batch), self.slow_mixer)
             alternative = self._alternative_policies(batch, slow)
             bonus_i, bonus_c = self._munchausen_bonuses(step, slow, alternative)
-            target_i = self._targets(step, reward_i + bonus_i, v_i)  # (B, T, N)
-            target_c = self._targets(step, step.reward + bonus_c, v_c)  # (B, T, 1)
+        td, target_i, target_c = self._td(step, heads, (reward_i + bonus_i, step.reward + bonus_c), (v_i, v_c))
         mask_i = step.mask.expand_as(heads.chosen_i)
-        td = torch.stack([td_loss(heads.chosen_i, target_i, mask_i), td_loss(q_tot, target_c, step.mask)])
         penalty = torch.stack(self._penalties(step, heads))
         regularise = alternative is not None and self.cfg.munchausen.kl > 0
         regularised = td + self._kl(step, heads, alternative) if regularise else td
@@ -351,6 +349,13 @@ class GreedyQLearner(QLearner):
             return v_i, v_c
         gated = gate.gated_value(self._team(v_i), v_c, self.cfg.gate.target, self.weights, self.excess_ema)
         return gated.expand_as(v_i), gated
+
+    def _td(self, step: Transitions, heads: Heads, rewards, next_values):
+        """TD losses of both heads (2,), and their targets, (B, T, N) and (B, T, 1), from rewards and next values."""
+        target_i, target_c = (self._targets(step, r, v) for r, v in zip(rewards, next_values, strict=True))
+        mask_i = step.mask.expand_as(heads.chosen_i)
+        losses = [td_loss(heads.chosen_i, target_i, mask_i), td_loss(heads.q_tot, target_c, step.mask)]
+        return torch.stack(losses), target_i, target_c
 
     def _alternative_policies(self, batch, slow: Heads) -> tuple[torch.Tensor, torch.Tensor] | None:
         """log rho_h that head h is regularised toward, (B, T, N, A); or, for `who: others`, (B, T, N, N, A)."""

@@ -30,8 +30,8 @@ def blend(target: nn.Module, source: nn.Module, share: float) -> None:
     if share == 1.0:
         target.load_state_dict(source.state_dict())
         return
-    if parameters := list(target.parameters()):  # VDN has none
-        torch._foreach_lerp_(parameters, list(source.parameters()), share)
+    for mine, theirs in zip(target.parameters(), source.parameters(), strict=True):
+        mine.lerp_(theirs, share)
     for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
         mine.copy_(theirs)
 

@@ -1,0 +1,29 @@
+"""The controller whose agents' networks give M quantiles of every action's return; they act on the quantiles' mean.
+
+Legend: B episodes, T steps, N agents, A actions, M quantiles.
+"""
+
+from types import SimpleNamespace
+
+import torch
+
+from controllers.basic_controller import BasicMAC
+from modules.agents import REGISTRY as agent_REGISTRY
+from utils.registry import resolve
+
+
+class QuantileMAC(BasicMAC):
+    def unroll_quantiles(self, batch) -> torch.Tensor:
+        """The quantiles of all actions at every step from fresh memory: (B, T, N, A, M)."""
+        return self._quantiles(self._run(self.agent, self._build_sequence_inputs(batch)))
+
+    def _build_agents(self, input_shape: int) -> None:
+        # The networks know one size of output, n_actions.
+        sizes = {**vars(self.args), "n_actions": self.args.n_actions * self.args.quantiles}
+        self.agent = resolve("agent", self.args.agent, agent_REGISTRY)(input_shape, SimpleNamespace(**sizes))
+
+    def _to_output(self, outputs: torch.Tensor, avail_actions: torch.Tensor, test_mode: bool) -> torch.Tensor:
+        return self._quantiles(outputs).mean(dim=-1)
+
+    def _quantiles(self, outputs: torch.Tensor) -> torch.Tensor:
+        return outputs.unflatten(-1, (self.args.n_actions, self.args.quantiles))
