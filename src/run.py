@@ -21,7 +21,7 @@ from utils.errors import RunFailure, UserError
 from utils.logging import Logger, Progress, format_table
 from utils.memory import format_bytes
 from utils.networks import NonFiniteError
-from utils.plots import plot_learning_curve
+from utils.plots import plot_gate, plot_learning_curve
 from utils.registry import resolve
 from utils.seeding import seed_everything
 from utils.timehelper import time_str
@@ -268,6 +268,11 @@ class Experiment:
             if picture is not None:
                 rows.append(("learning curve", f"{picture}"))
                 _run.add_artifact(str(picture), "learning_curve.png")
+            path = results / "plots" / f"{args.unique_token}_gate.png"
+            gate = plot_gate(self.logger.stats, getattr(self.learner, "gap_profile", None), title, path)
+            if gate is not None:
+                rows.append(("gate", f"{gate}"))
+                _run.add_artifact(str(gate), "gate.png")
         print("\n" + format_table(rows, f"{args.name} on {_env_title(args)}, seed {args.seed}"))
         sys.stdout.flush()
 
