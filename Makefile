@@ -4,8 +4,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SEED ?= 1
 T_MAX ?= 500000
+SEEDS ?= 10
+ENV ?= greed_games
 
-.PHONY: help setup train test theory check format docs bench clean
+.PHONY: help setup train test theory check format docs bench greed ablation clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +53,12 @@ docs: setup  ## write docs/configuration.md anew from the yaml files and the sch
 bench: setup  ## measure the main job: six seeds of `make train`, one after another (about an hour)
 	$(RUN) benchmarks/learning.py --name main_job --config greedy_qmix --env-config smax --metric test_battle_won_mean \
 		--goal 0.9 --seeds 1 2 3 4 5 6 --with env_args.map_name=3m t_max=$(T_MAX)
+
+greed: setup  ## sweep the greed games: who errs where, and what the gate does (SEEDS=10; about an hour)
+	$(RUN) benchmarks/greed.py --seeds $(SEEDS)
+
+ablation: setup  ## change one choice of greedy_qmix at a time (ENV=greed_games or smax, SEEDS=10)
+	$(RUN) benchmarks/ablation.py --env $(ENV) --seeds $(SEEDS)
 
 clean:  ## remove .venv; results stay
 	rm -rf $(VENV)

@@ -35,7 +35,6 @@ METHODS: dict[str, tuple[str, dict]] = {
     "iql": ("iql", {}),
     "qmix": ("qmix", {}),
     "greedy_qmix": ("greedy_qmix", {}),
-    "greedy_qmix_paper": ("greedy_qmix_paper", {}),
     "greedy_qmix_cert": ("greedy_qmix_cert", {}),
 }
 METHODS |= {  # the controls: what constant weights of the independent head do
@@ -52,6 +51,7 @@ def main() -> None:
     parser.add_argument("--games", nargs="+", default=list(KNOBS), choices=list(KNOBS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=10, help="number of seeds")
+    parser.add_argument("--control-seeds", type=int, default=5, help="number of seeds of the constant weights")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     data = "what is learned from: uniform joint actions, or the learner's own, epsilon-greedy at .3"
     parser.add_argument("--data", choices=("uniform", "own"), default="uniform", help=data)
@@ -60,8 +60,9 @@ def main() -> None:
 
     extra = {key: json.loads(value) for key, value in (item.split("=", 1) for item in args.overrides)}
     jobs = []
-    for game, method, seed in itertools.product(args.games, args.methods, range(args.seeds)):
-        for knob in KNOBS[game]:
+    for game, method in itertools.product(args.games, args.methods):
+        seeds = args.control_seeds if method.startswith("fixed") else args.seeds
+        for knob, seed in itertools.product(KNOBS[game], range(seeds)):
             chosen = overrides(game, knob, method, args.data, extra)
             jobs.append(Job(f"{game} {knob:g}", method, METHODS[method][0], "greed_games", chosen, seed))
     jobs.sort(key=lambda job: job.seed)  # so that a sweep that is stopped has all settings for some seeds
