@@ -1,6 +1,6 @@
 """Which parts of the method matter: greedy QMIX with one choice changed at a time, beside the baselines.
 
-Writes ablation_ENV.json and ablation_ENV.png to results/published and prints the table as markdown. A run's score is its
+Writes ablation_ENV.json and ablation_ENV.png to results/published and prints the table as markdown. A run scores its
 last test, or the mean of its last tests; scores are summed up by their interquartile mean over tasks and seeds, with
 a 95% bootstrap interval (Agarwal et al. 2021).
 
