@@ -140,7 +140,7 @@ class Experiment:
                             sample.to(args.device)
                         self._update(sample, episode)
                         updates, owed = updates + 1, owed - 1
-                if self._rolls_out and runner.t_env - last_rollout >= args.gate.rollout_interval:
+                if self._rolls_out and updates and runner.t_env - last_rollout >= args.gate.rollout_interval:
                     rollout_steps += self._certify()
                     self.logger.log_stat("rollout_steps", rollout_steps, runner.t_env)
                     last_rollout = runner.t_env
@@ -210,6 +210,7 @@ class Experiment:
             batch = self.runner.play(self.args.gate.rollout_episodes)
             self.learner.certify(head, batch)
             steps += int(batch["filled"][:, 1:].sum())
+        self.learner.choose_actor()
         return steps
 
     def _test(self) -> dict[str, float]:

@@ -618,7 +618,7 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     if heads["reward_independent"] == "individual" and gate["target"] != "own":
         message = "an agent's own return and the team's are on different scales; set gate.target=own"
         yield message, "heads.reward_independent", "gate.target"
-    if gate["mode"] == "lagrange" and gate["joint"] == "max":
+    if gate["mode"] == "lagrange" and gate["joint"] in ("max", "sampled"):
         message = "a joint gap's multiplier shrinks as the data gets worse, so the gate would trust the wrong head"
         yield f"{message}; set gate.joint=auto or gate.joint=cf", "gate.mode", "gate.joint"
     for block, options in (("conservative", conservative), ("gate", gate)):
@@ -649,6 +649,12 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     if measures and gate["realised"] == "is" and behaviour["source"] == "empirical":
         message = "importance weights need the probabilities of the actions; set behaviour.source=stored"
         yield message, "gate.realised", "behaviour.source"
+    if measures and gate["realised"] == "rollout" and heads["act"] not in ("shared", "global"):
+        message = "rollouts are played by one head for all agents; set heads.act=global, or gate.realised=is"
+        yield message, "gate.realised", "heads.act"
+    if gate["mode"] == "fixed" and heads["act"] in ("agent", "distil"):
+        message = "fixed weights are the same in every state; set heads.act=independent or cooperative"
+        yield message, "gate.mode", "heads.act"
     if measures and gate["realised"] == "rollout" and config["runner"] != "vector":
         yield "rollouts are played by the vector runner; set runner=vector", "gate.realised", "runner"
     if munchausen["source"] == "alt_utility" and munchausen["who"] != "others" and shared:

@@ -17,6 +17,9 @@ class QuantileMAC(BasicMAC):
         """The quantiles of all actions at every step from fresh memory: (B, T, N, A, M)."""
         return self._quantiles(self._run(self.agent, self._build_sequence_inputs(batch)))
 
+    def unroll_others(self, batch, network=None) -> torch.Tensor:
+        return self._quantiles(super().unroll_others(batch, network)).mean(dim=-1)
+
     def _build_agents(self, input_shape: int) -> None:
         # The networks know one size of output, n_actions.
         sizes = {**vars(self.args), "n_actions": self.args.n_actions * self.args.quantiles}

@@ -19,7 +19,7 @@ from learners.heads import Heads
 from learners.q_learner import LEAST_SCALE, Objective, QLearner, Transitions
 from modules.behaviour import REGISTRY as behaviour_REGISTRY
 from objectives import behaviour, conservative, gate, munchausen
-from objectives.td import discounted_returns, lambda_targets, td_loss
+from objectives.td import discounted_returns, lambda_targets, one_step_targets, td_loss
 from utils.errors import UserError
 from utils.networks import blend, unroll
 from utils.shapes import masked_mean, masked_std
@@ -76,8 +76,22 @@ class GreedyQLearner(QLearner):
         self.weights = torch.tensor([fixed, 1 - fixed])
         self.gap_profile: Any = None  # the last batch's gaps (B, T, N), (B, T, 1) and mask (B, T, 1), for pictures
 
+    def train(self, batch, t_env: int, episode_num: int) -> None:
+        """One gradient step, one of the behaviour model if there is one, and the gate's choice of who acts."""
+        super().train(batch, t_env, episode_num)
+        if self.behaviour is not None:
+            self.behaviour_optimiser.zero_grad()
+            self._behaviour_loss.backward()
+            self.behaviour_optimiser.step()
+        self.choose_actor()
+
+    def choose_actor(self) -> None:
+        """Let all agents follow the head that the gate trusts more (`heads.act` global)."""
+        if self.cfg.heads.act == "global":
+            self.mac.act_with(torch.where(self.weights[0] > self.weights[1], 0, 1))
+
     def objective(self, batch) -> Objective:
-        """Sum over heads of TD loss and conservative penalty, weighed by the gate (section 1.2 of the method)."""
+        """Sum over heads of TD loss and conservative penalty, weighed by the gate (docs/method.md, section 8)."""
         step = self._transitions(batch)
         q_i, q_c = self._unroll_heads(self.mac, batch)  # (B, T+1, N, A) each
         with torch.no_grad():
@@ -135,8 +149,10 @@ class GreedyQLearner(QLearner):
         with torch.no_grad():
             step = self._transitions(batch, learn_scale=False)
             heads = Heads(step, *self._unroll_heads(self.mac, batch), self.mixer)
+            q, target_q = self._unroll_heads(self.mac, batch), self._unroll_heads(self.target_mac, batch)
+            v_i, v_c = self._bootstrap_values(step, q, target_q)
             value = (heads.value_c if head else self._team(heads.value_i))[:, 0].mean()
-            realised = discounted_returns(step.reward * step.mask, self.args.gamma)[:, 0].mean()
+            realised = self._realised_returns(step, v_c if head else self._team(v_i))[:, 0].mean()
         of_head = torch.arange(2, device=value.device) == head
         before = torch.zeros_like(self.excess_ema) if self.value_ema is None else self.value_ema
         self.value_ema = torch.where(of_head, value, before)
@@ -196,7 +212,7 @@ class GreedyQLearner(QLearner):
     # The gate
 
     def _update_gate(self, step: Transitions, heads: Heads, v_i, v_c) -> None:
-        """Turn the heads' statistics (section 3.2 of the method) into weights."""
+        """Turn the heads' statistics (docs/method.md, section 5) into weights."""
         cfg = self.cfg.gate
         self.gap_profile = (*self._gaps(heads), step.mask)
         gap_i, gap_c, mask = self.gap_profile
@@ -216,14 +232,11 @@ class GreedyQLearner(QLearner):
         elif cfg.mode == "hard":
             self.weights = gate.hard_weights(smooth, cfg.floor, cfg.prior_cooperative)
         elif cfg.mode == "lagrange":
-            threshold = None if cfg.threshold is None else cfg.threshold * self.target_std.mean()
+            relative = of_batch / self.target_std.mean()
             self.log_multipliers = gate.lagrange_step(
-                self.log_multipliers, of_batch, cfg.eta, cfg.l_max, cfg.form, threshold
+                self.log_multipliers, relative, cfg.eta, cfg.l_max, cfg.form, cfg.threshold
             )
             self.weights = gate.lagrange_weights(self.log_multipliers, cfg.floor)
-        if self.cfg.heads.act == "global":
-            prefers_independent = self.weights[0] > self.weights[1]
-            self.mac.act_with(torch.where(prefers_independent, 0, 1))
 
     def _gaps(self, heads: Heads) -> tuple[torch.Tensor, torch.Tensor]:
         """The gaps that the gate reads: (B, T, N) of the agents' values and (B, T, 1) of Q_tot."""
@@ -264,13 +277,11 @@ class GreedyQLearner(QLearner):
         excesses, counts = [], []
         for h in range(2):
             match = (heads.greedy(h) == step.actions).all(dim=2).to(step.reward.dtype) * step.mask  # (B, T, 1)
-            bootstrap = self.args.gamma * (1 - step.terminated) * next_values[h]
             if cfg.realised == "match":
-                realised, weight = step.reward + bootstrap, match
+                realised = one_step_targets(step.reward, step.terminated, next_values[h], self.args.gamma)
+                weight = match
             else:
-                # What follows the last step of an episode that was cut is still to come.
-                last = step.mask * (1 - F.pad(step.mask[:, 1:], (0, 0, 0, 1)))
-                realised = discounted_returns((step.reward + last * bootstrap) * step.mask, self.args.gamma)
+                realised = self._realised_returns(step, next_values[h])
                 played = beta.gather(3, step.actions).prod(dim=2)
                 weight = gate.suffix_weights(match, played, step.mask, cfg.importance_clip)
             excess, count = gate.weighted_excess(values[h], realised, weight)
@@ -281,6 +292,12 @@ class GreedyQLearner(QLearner):
         smoothed = torch.where(self.excess_known > 0, gate.smooth(self.excess_ema, excess, cfg.ema), excess)
         self.excess_ema = torch.where(enough, smoothed, self.excess_ema)
         self.excess_known = torch.maximum(self.excess_known, enough.to(self.excess_known.dtype))
+
+    def _realised_returns(self, step: Transitions, next_value: torch.Tensor) -> torch.Tensor:
+        """Discounted returns (B, T, 1); behind an episode that was cut, the head's next value (B, T, 1) is to come."""
+        last = step.mask * (1 - F.pad(step.mask[:, 1:], (0, 0, 0, 1)))
+        to_come = self.args.gamma * last * (1 - step.terminated) * next_value
+        return discounted_returns((step.reward + to_come) * step.mask, self.args.gamma)
 
     def _gate_stats(self, step: Transitions, heads: Heads) -> dict[str, torch.Tensor]:
         """What the gate saw and did, for the record."""
@@ -322,12 +339,14 @@ class GreedyQLearner(QLearner):
     def _trusts_independent(self, heads: Heads) -> torch.Tensor:
         """The gate's choice in each state, (B, T, 1) bool."""
         metric = self.cfg.gate.metric
+        gap_i, gap_c, _ = self.gap_profile
+        smaller_gap = self._team(gap_i) < gap_c
+        if metric == "gap":
+            return smaller_gap
         if metric in ("cert", "realised"):
             excess = self.excess_ema.relu() if metric == "cert" else self.excess_ema
-            return self._team(heads.value_i) - excess[0] > heads.value_c - excess[1]
-        if metric == "gap":
-            gap_i, gap_c, _ = self.gap_profile
-            return self._team(gap_i) < gap_c
+            earns_more = self._team(heads.value_i) - excess[0] > heads.value_c - excess[1]
+            return torch.where(self.excess_known.min() > 0, earns_more, smaller_gap)
         return (self.weights[0] > self.weights[1]).expand(heads.value_c.shape)
 
     # Targets
@@ -429,20 +448,19 @@ class GreedyQLearner(QLearner):
     # The behaviour policy
 
     def _behaviour_policy(self, batch, step: Transitions) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """beta(a | tau_i), (B, T, N, A), or None for the logged actions; a model of it learns from this batch first."""
+        """beta(a | tau_i), (B, T, N, A), or None for the logged actions; a model of it gets its loss on this batch."""
         source = self.cfg.behaviour.source
         if source == "empirical":
             return None, {}
         if source == "stored":
+            if step.behaviour is None:
+                raise UserError("behaviour.source=stored: the batch has no field behaviour; store it, or set empirical")
             return step.behaviour, {}
         inputs = self.mac._build_sequence_inputs(batch)[:-1]
         episodes = (inputs, step.avail[:, :-1], step.actions, step.mask)
         log_beta, posterior = self.behaviour(*episodes)
         loss, stats = behaviour.model_loss(log_beta, posterior, step.actions, step.mask, self.cfg.behaviour.kl_weight)
-        if torch.isfinite(loss):
-            self.behaviour_optimiser.zero_grad()
-            loss.backward()
-            self.behaviour_optimiser.step()
+        self._behaviour_loss = loss
         with torch.no_grad():
             return self.behaviour.log_probs(*episodes).exp(), stats | {"behaviour_loss": loss.detach()}
 

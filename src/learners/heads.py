@@ -1,7 +1,8 @@
 """The two heads of greedy Q-learning on one batch: their values, greedy actions, gaps and policies.
 
 The independent head is every agent's own value Q_i; the cooperative head is Q_tot = f(Q_1, ..., Q_N; s) of a monotone
-mixer. With shared utilities both read the same Q_i. Legend: that of `q_learner`; X is 1 or N.
+mixer. With shared utilities both read the same Q_i. Propositions are those of docs/theory.md. Legend: that of
+`q_learner`.
 """
 
 from functools import cached_property
@@ -50,7 +51,7 @@ class Heads:
 
     @cached_property
     def value_c(self) -> torch.Tensor:
-        """max_a Q_tot(a) = f(max Q_1, ..., max Q_N; s), (B, T, 1), without gradient (Proposition 1.2 of the method)."""
+        """max_a Q_tot(a) = f(max Q_1, ..., max Q_N; s), (B, T, 1), without gradient (Proposition 1.2)."""
         with torch.no_grad():
             return self.mixer(conservative.sup_value(self.q_c, self.avail, "max"), self.state)
 

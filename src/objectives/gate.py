@@ -48,7 +48,7 @@ def direct_weights(
 def hard_weights(gaps: torch.Tensor, floor: float = 0.0, prior_cooperative: float = 0.5) -> torch.Tensor:
     """All weight to the head with the smaller gap, as min(Q1, Q2) does; a tie goes to the head of larger prior.
 
-    If both heads regress on one target, this picks min(V_I, V_C) exactly (Theorem 3.2 of the method).
+    If both heads regress on one target, this picks min(V_I, V_C) exactly (Theorem 3.2 of docs/theory.md).
     """
     check_shape("gaps", gaps, (2,))
     gaps = gaps.relu()
@@ -149,7 +149,7 @@ def certified_value(value: torch.Tensor, excess: torch.Tensor) -> torch.Tensor:
     """C_h = min(V_h, Ghat_h) with Ghat_h = V_h - excess_h: what a head promises and has kept.
 
     If Ghat_h is a valid lower estimate of what head h's greedy play earns, acting on argmax_h C_h earns at least
-    max_h C_h (Theorem 3.5 of the method).
+    max_h C_h (Theorem 3.5 of docs/theory.md).
     """
     return value - excess.relu()
 
@@ -179,7 +179,7 @@ def gated_value(
         value_independent, value_cooperative: (B, T, 1), of the team. weights, excess: (2,).
 
     Returns:
-        (B, T, 1). With fixed weights the backup is a contraction (Proposition 3.8 of the method).
+        (B, T, 1). With fixed weights the backup is a contraction (Proposition 3.8 of docs/theory.md).
     """
     check_same_shape(value_independent=value_independent, value_cooperative=value_cooperative)
     values = torch.cat([value_independent, value_cooperative], dim=-1)

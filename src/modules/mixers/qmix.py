@@ -40,7 +40,7 @@ class QMixer(nn.Module):
         """Q_tot(k, a_-i; s) for every agent i and action k: chosen (B, T, N), qs (B, T, N, A) -> (B, T, N, A).
 
         One agent's change is a rank-1 update of the first layer, h + |W1_i| (Q_i(k) - Q_i(a_i)), so the hypernetworks
-        run once (Proposition 1.5 of the method).
+        run once (Proposition 1.5 of docs/theory.md).
         """
         w1, b1, w2, v = self._weights(states)
         contributions = chosen.unsqueeze(-1) * w1  # (B, T, N, E)
