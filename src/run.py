@@ -1,5 +1,6 @@
 """Wiring of a run, and the loop that collects, trains, evaluates and records."""
 
+import math
 import sys
 import time
 from datetime import datetime
@@ -126,7 +127,7 @@ class Experiment:
         episode, updates, owed = 0, 0, 0.0
         last_test = last_log = t_start - max(args.test_interval, args.log_interval) - 1
         last_save, summary = t_start, {}
-        last_rollout, rollout_steps = t_start - args.t_max, 0
+        last_rollout, rollout_steps = -math.inf, 0
         try:
             while runner.t_env <= args.t_max:
                 batch = runner.run(test_mode=False)
@@ -199,7 +200,9 @@ class Experiment:
     @property
     def _rolls_out(self) -> bool:
         """Whether the gate compares the heads' values with greedy episodes that are played for it."""
-        return _block_says(self.args, "gate", "realised", "rollout")
+        if not _block_says(self.args, "gate", "realised", "rollout"):
+            return False
+        return self.args.gate.metric in ("over", "cert", "realised") or self.args.gate.target == "cert"
 
     def _certify(self) -> int:
         """Let each head play greedily and tell the learner what it earned; returns the steps that this took."""

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the networks are tiny: a second thread only waits, on a busy machine for long
+
 
 @pytest.fixture
 def double():

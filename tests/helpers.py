@@ -12,7 +12,8 @@ from torch import nn
 from components.episode_buffer import EpisodeBatch
 from components.transforms import OneHot
 from config.schema import Args, extend, freeze, load
-from controllers import BasicMAC
+from controllers import REGISTRY as mac_REGISTRY
+from controllers import BasicMAC, GatedMAC
 from envs.multiagentenv import MultiAgentEnv
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from learners import REGISTRY as learner_REGISTRY
@@ -36,7 +37,7 @@ def make_args(alg: str, env="matrix_games", unchecked=None, **overrides) -> Args
 
 
 def make_scheme(args) -> tuple[dict, dict, dict]:
-    """Scheme, groups and preprocess of a run; numbers have torch's default type."""
+    """Scheme, groups and preprocess of a run, as `run.py` makes them; numbers have torch's default type."""
     number = torch.get_default_dtype()
     scheme = {
         "state": {"vshape": args.state_shape, "dtype": number},
@@ -46,6 +47,10 @@ def make_scheme(args) -> tuple[dict, dict, dict]:
         "reward": {"vshape": (1,), "dtype": number},
         "terminated": {"vshape": (1,), "dtype": torch.uint8},
     }
+    if hasattr(args, "heads") and args.heads.reward_independent == "individual":
+        scheme["individual_reward"] = {"vshape": (args.n_agents,), "dtype": number}
+    if hasattr(args, "behaviour") and args.behaviour.source == "stored":
+        scheme["behaviour"] = {"vshape": (args.n_actions,), "group": "agents", "dtype": number}
     return scheme, {"agents": args.n_agents}, {"actions": ("actions_onehot", [OneHot(args.n_actions)])}
 
 
@@ -67,8 +72,12 @@ EPISODES = (Episode(6, "terminated"), Episode(3, "terminated"), Episode(6, "limi
 
 
 def random_batch(args, seed: int, episodes=EPISODES, scale: float = 1.0) -> EpisodeBatch:
-    """A batch of these episodes with random contents; what lies behind their final observations is zero."""
-    rng = np.random.default_rng(seed)
+    """A batch of these episodes with random contents; what lies behind their final observations is zero.
+
+    Individual rewards, which sum to the team's, and behaviour probabilities are there if the scheme has them. The other
+    contents are the same whether they are or not.
+    """
+    rng, more = np.random.default_rng(seed), np.random.default_rng((seed, 1))
     N, A = args.n_agents, args.n_actions
     batch = EpisodeBatch(*make_scheme(args)[:2], len(episodes), LIMIT + 1, preprocess=make_scheme(args)[2])
     for e, episode in enumerate(episodes):
@@ -89,6 +98,12 @@ def random_batch(args, seed: int, episodes=EPISODES, scale: float = 1.0) -> Epis
                 "reward": [[scale * rng.normal()]],
                 "terminated": [[last and episode.end == "terminated"]],
             }
+            if "individual_reward" in batch.scheme:
+                shares = scale * more.normal(size=N)
+                taken["individual_reward"] = [shares + (taken["reward"][0][0] - shares.sum()) / N]
+            if "behaviour" in batch.scheme:
+                likely = avail * more.uniform(0.2, 1.0, size=(N, A))
+                taken["behaviour"] = [likely / likely.sum(axis=1, keepdims=True)]
             batch.update(taken, bs=e, ts=t, mark_filled=False)
     return batch
 
@@ -103,7 +118,7 @@ def corrupt_padding(batch, episodes, seed=5, size=1e6):
                 continue
             start = episode.length + (name in ("obs", "state", "avail_actions") and episode.end != "terminated")
             place = value[e, start:]
-            if name in ("obs", "state", "reward"):
+            if name in ("obs", "state", "reward", "individual_reward"):
                 place.copy_(size * torch.randn(place.shape, generator=generator))
             else:
                 high = batch.scheme["avail_actions"]["vshape"][0] if name == "actions" else 2
@@ -135,17 +150,22 @@ class RecordingLogger:
         self.stats.setdefault(key, []).append((t, float(value)))
 
 
-def make_mac(args, seed: int = 0, mac_class=BasicMAC):
-    """A controller with weights drawn from `seed`."""
-    torch.manual_seed(seed)
+def make_full_scheme(args) -> dict:
+    """The scheme with derived fields, as controllers and learners get it."""
     scheme, groups, preprocess = make_scheme(args)
-    return mac_class(EpisodeBatch(scheme, groups, 1, 1, preprocess=preprocess).scheme, groups, args)
+    return EpisodeBatch(scheme, groups, 1, 1, preprocess=preprocess).scheme
 
 
-def make_learner(args, seed: int = 0, mac_class=BasicMAC):
+def make_mac(args, seed: int = 0, mac_class=None):
+    """A controller with weights drawn from `seed`: the one that `args` names, or of this class."""
+    torch.manual_seed(seed)
+    return (mac_class or mac_REGISTRY[args.mac])(make_full_scheme(args), make_scheme(args)[1], args)
+
+
+def make_learner(args, seed: int = 0, mac_class=None):
     """The learner that `args` names, with weights drawn from `seed`."""
     mac = make_mac(args, seed, mac_class)
-    return learner_REGISTRY[args.learner](mac, make_scheme(args)[0], RecordingLogger(), args)
+    return learner_REGISTRY[args.learner](mac, make_full_scheme(args), RecordingLogger(), args)
 
 
 def networks(learner) -> dict[str, nn.Module]:
@@ -155,6 +175,8 @@ def networks(learner) -> dict[str, nn.Module]:
         found |= {"mixer": learner.mixer, "target_mixer": learner.target_mixer}
     if hasattr(learner, "slow_mac"):
         found |= {"slow_agent": learner.slow_mac.agent, "slow_mixer": learner.slow_mixer}
+    if getattr(learner, "behaviour", None) is not None:
+        found["behaviour"] = learner.behaviour
     return found
 
 
@@ -178,7 +200,8 @@ def weights(learner) -> dict[str, torch.Tensor]:
 
 def gate_state(learner) -> dict[str, torch.Tensor | None]:
     """Copies of what a greedy learner remembers besides its networks; nothing for others."""
-    names = ("gap_ema", "target_std", "reward_std", "log_multipliers", "weights")
+    running = ("gap_ema", "value_ema", "excess_ema", "excess_known", "td_ema", "target_std", "reward_std")
+    names = (*running, "log_multipliers", "log_coefficients", "weights")
     return {name: copy.deepcopy(getattr(learner, name)) for name in names if hasattr(learner, name)}
 
 
@@ -208,14 +231,34 @@ def step_by_step(mac, batch) -> torch.Tensor:
     return torch.stack([mac.forward(batch, t) for t in range(batch.max_seq_length)], dim=1)
 
 
+def wild_noise(avail: torch.Tensor) -> torch.Tensor:
+    return torch.randn(avail.shape, generator=torch.Generator().manual_seed(1)) * (avail == 0)
+
+
 class WildMAC(BasicMAC):
     """A controller whose values of unavailable actions are huge; `wild` scales them."""
 
     wild = 0.0
 
     def unroll(self, batch, test_mode=False):
-        noise = torch.randn(batch["avail_actions"].shape, generator=torch.Generator().manual_seed(1))
-        return super().unroll(batch, test_mode) + self.wild * noise * (batch["avail_actions"] == 0)
+        return super().unroll(batch, test_mode) + self.wild * wild_noise(batch["avail_actions"])
+
+    def unroll_others(self, batch, network=None):
+        avail = batch["avail_actions"].unsqueeze(3).expand(-1, -1, -1, self.n_agents, -1)
+        return super().unroll_others(batch, network) + self.wild * wild_noise(avail)
+
+
+class WildGatedMAC(WildMAC, GatedMAC):
+    """The same for the values of two networks, and the logits of actors."""
+
+    def unroll_heads(self, batch):
+        noise = self.wild * wild_noise(batch["avail_actions"])
+        independent, cooperative = super().unroll_heads(batch)
+        return independent + noise, cooperative - noise
+
+    def unroll_imitation(self, batch):
+        output = super().unroll_imitation(batch)
+        return output if self.agent.actor is None else output + self.wild * wild_noise(batch["avail_actions"])
 
 
 class RootMixer(nn.Module):
@@ -255,10 +298,15 @@ def paid(env: int, episode: int, t: int, actions) -> float:
     return float(100_000 * env + 1_000 * episode + 100 * t + sum(4**i * int(a) for i, a in enumerate(actions)))
 
 
+def shares(reward: float) -> list[float]:
+    """What each agent earned of it."""
+    return [reward * (1 + i) / sum(range(1, AGENTS + 1)) for i in range(AGENTS)]
+
+
 class ScriptedEnv(MultiAgentEnv):
     """One environment that follows `script`; its seed is its number."""
 
-    n_agents, episode_limit = AGENTS, LIMIT
+    n_agents, episode_limit, individual_reward = AGENTS, LIMIT, True
 
     def __init__(self, seed: int):
         self.number, self.episode, self.t, self.closed = seed, -1, 0, False
@@ -273,7 +321,8 @@ class ScriptedEnv(MultiAgentEnv):
         self.t += 1
         done = self.t == plan.length
         info = {"last_step": self.t, "number": self.number} if done else {}
-        return reward, done, info | {"episode_limit": done and plan.end != "terminated"}
+        always = {"episode_limit": done and plan.end != "terminated", "individual_reward": shares(reward)}
+        return reward, done, info | always
 
     def get_obs(self):
         return list(shown(self.number, self.episode, self.t)[0])
@@ -301,6 +350,7 @@ class ScriptedVectorEnv(VectorEnv):
     """The same environments, `seed` to `seed + n_envs - 1`, written as one batch."""
 
     n_agents, n_actions, obs_size, state_size, episode_limit = AGENTS, ACTIONS, OBS, STATE, LIMIT
+    individual_reward = True
 
     def __init__(self, n_envs: int, device, seed: int):
         self.n_envs = n_envs
@@ -326,7 +376,9 @@ class ScriptedVectorEnv(VectorEnv):
                 info["last_step"][e], info["number"][e] = self.t[e], number
                 info["episode_limit"][e] = truncated[e]
                 self.episodes[e], self.t[e] = self.episodes[e] + 1, 0
-        return VectorStep(reward, torch.tensor(terminated), torch.tensor(truncated), self._observe(), final, info)
+        ends = (torch.tensor(terminated), torch.tensor(truncated))
+        individual = torch.tensor([shares(value) for value in reward.tolist()])
+        return VectorStep(reward, *ends, self._observe(), final, info, individual)
 
     def close(self):
         self.closed = True
@@ -356,6 +408,21 @@ def assert_as_scripted(batch: EpisodeBatch, env: int, episode: int, limit_is_an_
     for field, value in batch.data.transition_data.items():
         behind = length + (field in ("obs", "state", "avail_actions", "filled"))
         assert not value[0, behind:].any(), f"{field} is not zero behind the episode"
+
+
+def assert_records(batch: EpisodeBatch, mac, epsilon: float) -> None:
+    """The episodes hold each agent's share of the rewards, and the probabilities that its actions were drawn with."""
+    greedy = masked_greedy(mac.unroll(batch), batch)
+    for e in range(batch.batch_size):
+        length = int(batch["filled"][e].sum()) - 1
+        for t in range(length):
+            expected = torch.tensor(shares(batch["reward"][e, t].item()))
+            torch.testing.assert_close(batch["individual_reward"][e, t], expected)
+            avail = batch["avail_actions"][e, t].float()
+            policy = epsilon * avail / avail.sum(dim=1, keepdim=True)
+            policy[torch.arange(len(policy)), greedy[e, t]] += 1 - epsilon
+            torch.testing.assert_close(batch["behaviour"][e, t], policy)
+            assert (batch["behaviour"][e, t].gather(1, batch["actions"][e, t]) > 0).all()
 
 
 def masked_greedy(q: torch.Tensor, batch) -> torch.Tensor:

@@ -354,8 +354,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _find_file(flag: str, name: str | None) -> Path:
-    """The file that `--flag=name` stands for: one of this folder, or a yaml file of the user's own."""
+def _find_file(flag: str, name: str | None, asked: str = "") -> Path:
+    """The file that `--flag=name` stands for: one of this folder, or a yaml file of the user's own.
+
+    `asked` is how the name was asked for, if not by the flag.
+    """
     files = config_files(FLAGS[flag])
     choices = f"available: {', '.join(files)}, or the path of a yaml file of your own"
     if name is None:
@@ -367,16 +370,19 @@ def _find_file(flag: str, name: str | None) -> Path:
     near = [f"--{other}={name}" for other, kind in FLAGS.items() if name in config_files(kind)]
     near = near or get_close_matches(Path(name).stem, files, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    raise ConfigError(f"--{flag}={name}: there is no such config{hint}; {choices}")
+    raise ConfigError(f"{asked or f'--{flag}={name}'}: there is no such config{hint}; {choices}")
 
 
 def _lineage(path: Path) -> list[Path]:
     """The files that an algorithm's file extends, the first ancestor first, and the file itself."""
     chain = [path]
     while (parent := read_yaml(chain[0]).get("extends")) is not None:
-        chain.insert(0, _find_file("config", parent))
+        asked = f"extends={parent!r} ({shown(chain[0])})"
+        if not isinstance(parent, str):
+            raise ConfigError(f"{asked}: expected the name of an algorithm's file, or the path of a yaml file")
+        chain.insert(0, _find_file("config", parent, asked))
         if chain[0] in chain[1:]:
-            raise ConfigError(f"extends={parent!r} ({shown(chain[1])}): the files extend each other in a circle")
+            raise ConfigError(f"{asked}: the files extend each other in a circle")
     return chain
 
 
@@ -395,9 +401,10 @@ def load(alg: str | None, env: str | None, overrides: Mapping[str, Any]) -> dict
         ConfigError: anything is wrong with them.
     """
     draft = _Draft()
-    for path in (FOLDER / "default.yaml", _find_file("env-config", env), *_lineage(_find_file("config", alg))):
-        keys = {key: value for key, value in read_yaml(path).items() if key != "extends"}
-        draft.merge(keys, shown(path))
+    for path in (FOLDER / "default.yaml", _find_file("env-config", env)):
+        draft.merge(read_yaml(path), shown(path))
+    for path in _lineage(_find_file("config", alg)):
+        draft.merge({key: value for key, value in read_yaml(path).items() if key != "extends"}, shown(path))
     draft.merge(overrides, COMMAND_LINE)
     draft.check(Path(str(alg)).stem)
     config = draft.config
@@ -652,6 +659,11 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     if measures and gate["realised"] == "rollout" and heads["act"] not in ("shared", "global"):
         message = "rollouts are played by one head for all agents; set heads.act=global, or gate.realised=is"
         yield message, "gate.realised", "heads.act"
+    if measures and gate["realised"] == "rollout" and config["test_epsilon"] > 0:
+        yield "rollouts measure greedy play; set test_epsilon=0", "gate.realised", "test_epsilon"
+    if munchausen["source"] == "none" and munchausen["kl"] > 0:
+        message = "there is no policy to stay close to; set munchausen.source=alt_counterfactual, or munchausen.kl=0"
+        yield message, "munchausen.source", "munchausen.kl"
     if gate["mode"] == "fixed" and heads["act"] in ("agent", "distil"):
         message = "fixed weights are the same in every state; set heads.act=independent or cooperative"
         yield message, "gate.mode", "heads.act"

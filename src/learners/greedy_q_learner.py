@@ -21,7 +21,7 @@ from modules.behaviour import REGISTRY as behaviour_REGISTRY
 from objectives import behaviour, conservative, gate, munchausen
 from objectives.td import discounted_returns, lambda_targets, one_step_targets, td_loss
 from utils.errors import UserError
-from utils.networks import blend, unroll
+from utils.networks import NonFiniteError, blend, unroll
 from utils.shapes import masked_mean, masked_std
 
 HEADS = ("independent", "cooperative")
@@ -80,6 +80,8 @@ class GreedyQLearner(QLearner):
         """One gradient step, one of the behaviour model if there is one, and the gate's choice of who acts."""
         super().train(batch, t_env, episode_num)
         if self.behaviour is not None:
+            if not torch.isfinite(self._behaviour_loss):
+                raise NonFiniteError({"behaviour_loss": self._behaviour_loss})
             self.behaviour_optimiser.zero_grad()
             self._behaviour_loss.backward()
             self.behaviour_optimiser.step()

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from config import document
-from config.schema import BLOCKS, ENV_ARGS, Run, config_files
+from config.schema import BLOCKS, ENV_ARGS, Run, config_files, read_yaml
 
 FILES = [document.DEFAULTS, *config_files("algs").values(), *config_files("envs").values()]
 
@@ -38,12 +38,38 @@ def test_it_runs_as_a_script(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def comments(path) -> dict[str, str]:
+    """The comments of a file's keys and of those that it extends, or of default.yaml's."""
+    parent = read_yaml(path).get("extends")
+    found = comments(config_files("algs")[parent]) if parent else {}
+    if not parent and path != document.DEFAULTS:
+        found = comments(document.DEFAULTS)
+    return found | {key: entry.comment for key, entry in document.read_entries(path).items() if entry.comment}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_key_has_a_comment(path):
-    """Its own, or that of the same key in default.yaml."""
-    defaults = document.read_entries(document.DEFAULTS)
-    for key, entry in document.read_entries(path).items():
-        assert entry.comment or (key in defaults and defaults[key].comment), f"{path.name}: {key}"
+    """Its own, or that of the same key in the file that is extended or in default.yaml."""
+    explained = comments(path)
+    for key in document.read_entries(path):
+        assert explained.get(key) or key == "extends", f"{path.name}: {key}"
+
+
+def test_a_file_that_extends_another_is_documented_by_what_differs():
+    page = document.page()
+    for name, path in config_files("algs").items():
+        parent = read_yaml(path).get("extends")
+        section = page.partition(f"### src/config/algs/{name}.yaml")[2].partition("###")[0]
+        if parent is None:
+            assert "Extends" not in section
+            continue
+        assert f"Extends `{parent}`: keys that it leaves out are those of that file." in section
+        rows = [line.split(" | ")[0].strip("| `") for line in section.splitlines() if line.startswith("| `")]
+        tops = [key for key in document.read_entries(path) if "." not in key and key not in BLOCKS and key != "extends"]
+        assert rows == tops
+    header = next(line for line in page.partition("### gate")[2].splitlines() if line.startswith("| key"))
+    owners = [name for name, path in config_files("algs").items() if "gate" in read_yaml(path)]
+    assert header == f"| key | {' | '.join(owners)} | allowed | meaning |"
 
 
 def test_every_key_of_the_schema_is_on_the_page():

@@ -78,11 +78,26 @@ def test_the_schema_gives_no_values():
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_file_with_a_block_gives_all_its_keys(block):
-    owners = {name: content[block] for name, path in ALGS.items() if block in (content := read_yaml(path))}
-    assert owners
+def test_every_file_with_a_block_gives_all_its_keys_unless_it_extends_another(block):
+    contents = {name: read_yaml(path) for name, path in ALGS.items()}
+    owners = {name: content for name, content in contents.items() if block in content}
+    assert any("extends" not in content for content in owners.values())
     for name, content in owners.items():
-        assert {*content} == {*BLOCKS[block].model_fields}, name
+        missing = {*BLOCKS[block].model_fields} - {*content[block]}
+        assert not missing or "extends" in content, name
+        assert {*content[block]} <= {*BLOCKS[block].model_fields}, name
+
+
+def test_a_file_says_nothing_that_the_file_which_it_extends_says_already():
+    for name, path in ALGS.items():
+        content = read_yaml(path)
+        if "extends" not in content:
+            continue
+        parent = load(content["extends"], "smax", {})
+        for key, value in content.items():
+            for inner, mine in value.items() if isinstance(value, dict) else [(None, value)]:
+                if key != "extends":
+                    assert mine != (parent[key] if inner is None else parent[key][inner]), f"{name}: {key}.{inner}"
 
 
 def test_env_args_of_the_yaml_files_and_the_schema_have_the_same_keys():
@@ -187,6 +202,17 @@ def bounds():
         yield key, (1, 10**9), (0, 1.5, True)
     for key in ("batch_size_run", "batch_size", "hypernet_embed", "env_args.time_limit", "target_update_interval"):
         yield key, (1, 32), (0, -1, 1.5, True)
+    for key in ("conservative.threshold", "munchausen.kl", "behaviour.kl_weight", "gate.threshold"):
+        yield key, (0, 100), (-0.001,)
+    for key in ("conservative.eta", "conservative.l_max", "conservative.coefficient_max", "behaviour.lr"):
+        yield key, (1e-9, 100), (0, -1)
+    for key in ("conservative.samples", "gate.min_rows", "gate.rollout_interval", "gate.rollout_episodes"):
+        yield key, (1, 10**9), (0, 1.5, True)
+    for key in ("behaviour.hidden_dim", "behaviour.latent_dim", "behaviour.samples"):
+        yield key, (1, 32), (0, -1, 1.5, True)
+    yield "gate.prior_cooperative", (0.001, 0.999), (0, 1)
+    yield "gate.importance_clip", (1, 1e9), (0.999,)
+    yield "test_epsilon", (0, 1), (-0.001, 1.001)
     yield "seed", (0, 2_000_000_000), (-1, 2_000_000_001)
     yield "env_args.seed", (0, None, 2_000_000_000), (-1, 2_000_000_001)
     yield "load_step", (0,), (-1,)
@@ -233,10 +259,17 @@ def test_numbers_are_finite(value):
         ("double_q=1", "double_q=1 (command line): expected True or False"),
         ("optimizer=sgd", "optimizer='sgd' (command line): expected one of rmsprop, adam"),
         ("gate.mode=soft", "gate.mode='soft' (command line): expected one of direct, hard, lagrange, fixed, none"),
-        ("gate.acts_on=act", "gate.acts_on='act' (command line): expected one of loss, penalty"),
+        ("gate.acts_on=act", "gate.acts_on='act' (command line): expected one of loss, penalty, none"),
+        ("gate.threshold=-1", "gate.threshold=-1 (command line): expected a number >= 0, or None"),
+        ("gate.importance_clip=0.5", "gate.importance_clip=0.5 (command line): expected a number >= 1"),
+        ("heads.act=both", "heads.act='both' (command line): expected one of shared, independent, cooperative, global"),
+        ("behaviour.source=bc", "behaviour.source='bc' (command line): expected one of empirical, stored, bc_rnn"),
         ("gate.joint=min", "gate.joint='min' (command line): expected one of auto, max, cf"),
-        ("conservative.op=softmax", "conservative.op='softmax' (command line): expected one of lse, max"),
-        ("munchausen.source=self", "munchausen.source='self' (command line): expected one of alternative, none"),
+        ("conservative.op=mean", "conservative.op='mean' (command line): expected one of lse, max, lse_beta"),
+        (
+            "munchausen.source=alt",
+            "munchausen.source='alt' (command line): expected one of alt_counterfactual, alt_utility",
+        ),
         ("munchausen.bootstrap=x", "munchausen.bootstrap='x' (command line): expected one of soft, hard"),
         ("env_args.attack_mode=x", "env_args.attack_mode='x' (command line): expected one of closest, random"),
         ("agent_output_type=v", "agent_output_type='v' (command line): expected one of q, pi_logits"),
@@ -332,7 +365,8 @@ def test_a_version_that_was_read_as_a_number_needs_quotes():
     ("update", "nearest"),
     [
         ("gama=0.9", "gamma"),
-        ("hidden_dim=64", "rnn_hidden_dim"),
+        ("hidden_dim=64", "behaviour.hidden_dim"),
+        ("rnn_hidden=64", "rnn_hidden_dim"),
         ("target_update_interval_or_tau=200", "target_update_interval"),
         ("gate.mod=hard", "gate.mode"),
         ("gat.mode=hard", "gate"),
@@ -374,14 +408,14 @@ def test_a_misspelt_key_is_named_rather_than_what_it_leaves_missing(own_yaml):
 def test_a_missing_key_is_named_with_what_it_may_be(own_yaml):
     path = own_yaml("env: smax\nenv_args:\n  map_name: 3m\n")
     assert refusal(env=path).startswith("env_args.seed is missing: env smax needs it, an integer in [0, 2000000000]")
-    path = own_yaml("learner: greedy_q_learner\nconservative:\n  op: lse\n")
+    path = own_yaml("learner: greedy_q_learner\nheads:\n  utilities: shared\n")
     assert refusal(alg=path).startswith(
-        "conservative.alpha_independent is missing: learner greedy_q_learner needs it, a number >= 0"
+        "heads.act is missing: learner greedy_q_learner needs it, one of shared, independent, cooperative, global"
     )
 
 
 def test_a_block_that_the_learner_does_not_use_is_refused(own_yaml):
-    owners = ", ".join(name for name, path in ALGS.items() if "gate" in read_yaml(path))
+    owners = ", ".join(name for name in ALGS if "gate" in load(name, "smax", {}))
     assert refusal("gate.mode=hard", alg="qmix") == (
         f"gate.mode='hard' (command line): config qmix (learner q_learner) has no block gate; available with {owners}"
     )
@@ -391,8 +425,9 @@ def test_a_block_that_the_learner_does_not_use_is_refused(own_yaml):
 
 def test_a_learner_without_its_blocks_is_refused():
     message = refusal("learner=greedy_q_learner", alg="qmix")
-    assert message.startswith("learner='greedy_q_learner' (command line): needs the block conservative; start from ")
-    assert "--config=greedy_qmix" in message
+    assert message.startswith("learner='greedy_q_learner' (command line): needs the block heads; start from ")
+    for owner in ("greedy_qmix", "greedy_qmix_cert", "greedy_vdn"):  # what a file extends counts too
+        assert f"--config={owner}" in message
 
 
 # --- keys of the user's own
@@ -485,6 +520,261 @@ def test_keys_that_do_not_go_together_are_named_with_the_remedy(updates, found, 
 )
 def test_what_the_remedies_say_is_taken(updates):
     with_(*updates)
+
+
+SEPARATE = ["heads.utilities=separate", "heads.act=global", "mac=gated_mac", "gate.acts_on=none"]
+OTHERS = ["munchausen.who=others", "munchausen.source=alt_utility"]
+
+
+@pytest.mark.parametrize(
+    ("updates", "found", "why"),
+    [
+        (
+            ["heads.act=global"],
+            "heads.utilities='shared', heads.act='global'",
+            "separate ones two; set heads.act=shared",
+        ),
+        (
+            [*SEPARATE, "heads.act=shared"],
+            "heads.utilities='separate', heads.act='shared'",
+            "two; set heads.act=global (or independent, cooperative, agent, distil)",
+        ),
+        ([*SEPARATE, "mac=basic_mac"], "heads.utilities='separate', mac='basic_mac'", "set mac=gated_mac"),
+        (["mac=gated_mac"], "heads.utilities='shared', mac='gated_mac'", "set mac=basic_mac"),
+        *(
+            (
+                [*SEPARATE, "gate.mode=none", f"heads.act={act}"],
+                f"gate.mode='none', heads.act='{act}'",
+                "nothing chooses who acts; set heads.act=cooperative, or a gate.mode",
+            )
+            for act in ("global", "agent", "distil")
+        ),
+        (
+            [*SEPARATE, "gate.acts_on=loss"],
+            "heads.utilities='separate', gate.acts_on='loss'",
+            "does not change what separate networks learn; set gate.acts_on=none or penalty",
+        ),
+        *(
+            (
+                ["heads.reward_independent=individual", f"gate.target={target}"],
+                f"heads.reward_independent='individual', gate.target='{target}'",
+                "on different scales; set gate.target=own",
+            )
+            for target in ("min", "soft", "cert")
+        ),
+        *(
+            (
+                ["gate.mode=lagrange", f"gate.joint={joint}"],
+                f"gate.mode='lagrange', gate.joint='{joint}'",
+                "would trust the wrong head; set gate.joint=auto or gate.joint=cf",
+            )
+            for joint in ("max", "sampled")
+        ),
+        *(
+            (
+                [*SEPARATE, "gate.mode=fixed", f"heads.act={act}"],
+                f"gate.mode='fixed', heads.act='{act}'",
+                "the same in every state; set heads.act=independent or cooperative",
+            )
+            for act in ("agent", "distil")
+        ),
+        *(
+            (
+                [*SEPARATE, "gate.metric=cert", "gate.realised=rollout", f"heads.act={act}"],
+                f"gate.realised='rollout', heads.act='{act}'",
+                "played by one head for all agents; set heads.act=global, or gate.realised=is",
+            )
+            for act in ("independent", "cooperative", "agent", "distil")
+        ),
+        (
+            ["conservative.joint=max"],
+            "conservative.joint='max', conservative.op='lse'",
+            "set conservative.op=max or conservative.joint=cf",
+        ),
+        (["gate.op=lse"], "gate.joint='auto', gate.op='lse'", "set gate.op=max or gate.joint=cf"),
+        (
+            ["conservative.joint=sampled", "conservative.op=max"],
+            "conservative.joint='sampled', conservative.op='max'",
+            "samples estimate a log-sum-exp; set conservative.op=lse or conservative.joint=cf",
+        ),
+        (["gate.joint=sampled"], "gate.joint='sampled', gate.op='max'", "set gate.op=lse or gate.joint=cf"),
+        (
+            ["conservative.op=lse_beta"],
+            "conservative.op='lse_beta', behaviour.source='empirical'",
+            "have no probabilities; set behaviour.source=stored (or bc_rnn, cvae_joint)",
+        ),
+        (
+            ["gate.op=lse_beta", "gate.joint=cf"],
+            "gate.op='lse_beta', behaviour.source='empirical'",
+            "have no probabilities; set behaviour.source=stored (or bc_rnn, cvae_joint)",
+        ),
+        *(
+            (
+                ["conservative.coefficient=lagrange", f"conservative.op={op}"],
+                f"conservative.coefficient='lagrange', conservative.op='{op}'",
+                "the multiplier would diverge; use max or lse_beta",
+            )
+            for op in ("lse", "lse_mean", "softmax", "uniform")
+        ),
+        (
+            ["conservative.coefficient=lagrange", "conservative.op=max", "gate.mode=lagrange", "gate.acts_on=penalty"],
+            "conservative.coefficient='lagrange', gate.acts_on='penalty'",
+            "cancel against multiplied penalties; set gate.acts_on=loss",
+        ),
+        *(
+            (
+                [setting, "gate.realised=is"],
+                "gate.realised='is', behaviour.source='empirical'",
+                "need the probabilities of the actions; set behaviour.source=stored",
+            )
+            for setting in ("gate.metric=over", "gate.metric=cert", "gate.metric=realised", "gate.target=cert")
+        ),
+        *(
+            (
+                [setting, "gate.realised=rollout", "runner=episode", "batch_size_run=1"],
+                "gate.realised='rollout', runner='episode'",
+                "set runner=vector",
+            )
+            for setting in ("gate.metric=over", "gate.metric=cert", "gate.metric=realised", "gate.target=cert")
+        ),
+        *(
+            (
+                ["munchausen.source=alt_utility", f"munchausen.who={who}"],
+                "munchausen.source='alt_utility', heads.utilities='shared'",
+                "the head's own policy; set munchausen.source=alt_counterfactual (or self)",
+            )
+            for who in ("own", "sum", "author")
+        ),
+        (
+            ["munchausen.who=others"],
+            "munchausen.who='others', munchausen.source='alt_counterfactual'",
+            "belongs to its agent's own action; set munchausen.source=alt_utility",
+        ),
+        (
+            [*OTHERS, "obs_agent_id=False"],
+            "munchausen.who='others', obs_agent_id=False",
+            "without ids all agents have one policy, so others say what the agent itself says; set who=own",
+        ),
+        (
+            [*OTHERS, "munchausen.kl=0.5"],
+            "munchausen.who='others', munchausen.kl=0.5",
+            "the direct KL is to one policy; set munchausen.who=own or munchausen.kl=0",
+        ),
+    ],
+)
+def test_options_of_the_method_that_make_no_sense_together_are_refused_with_the_reason(updates, found, why):
+    message = refusal(*updates)
+    keys, _, remedy = message.partition(": ")
+    assert [part.partition(" (")[0] for part in keys.split(" and ")] == found.split(", ")
+    assert remedy.endswith(why)
+
+
+@pytest.mark.parametrize(
+    "updates",
+    [
+        SEPARATE,
+        *([*SEPARATE, f"heads.act={act}"] for act in ("independent", "cooperative", "agent", "distil")),
+        [*SEPARATE, "heads.act=cooperative", "gate.mode=none"],
+        [*SEPARATE, "gate.mode=none", "heads.act=independent", "gate.acts_on=loss"],  # without a gate it has no meaning
+        [*SEPARATE, "gate.acts_on=penalty"],
+        [*SEPARATE, "munchausen.source=alt_utility"],
+        ["heads.reward_independent=individual"],
+        ["conservative.joint=max", "conservative.op=max"],
+        ["conservative.joint=sampled"],
+        ["gate.joint=sampled", "gate.op=lse"],
+        ["gate.op=lse", "gate.joint=cf"],
+        ["gate.op=lse", "gate.mode=lagrange"],  # auto is cf then
+        *(["conservative.op=lse_beta", f"behaviour.source={source}"] for source in ("stored", "bc_rnn", "cvae_joint")),
+        ["conservative.coefficient=lagrange", "conservative.op=max", "gate.mode=lagrange"],
+        ["conservative.coefficient=lagrange", "conservative.op=max", "gate.acts_on=penalty"],
+        ["gate.metric=over", "gate.realised=is", "behaviour.source=stored"],
+        ["gate.metric=cert", "gate.realised=rollout"],
+        [*SEPARATE, "gate.metric=cert", "gate.realised=rollout"],
+        [*SEPARATE, "gate.mode=fixed"],
+        ["gate.realised=is"],  # nothing is measured
+        OTHERS,
+        ["munchausen.who=others", "munchausen.source=self"],
+        ["munchausen.who=others", "munchausen.source=none"],
+    ],
+)
+def test_options_of_the_method_that_do_make_sense_are_taken(updates):
+    with_(*updates)
+
+
+# --- files that extend others
+
+
+def test_a_file_has_what_it_extends_and_says_what_differs(own_yaml):
+    path = own_yaml("extends: greedy_qmix\nname: mine\nlr: 0.5\ngate:\n  mode: hard\n")
+    mine, parent = with_(alg=path), with_()
+    assert mine == {**parent, "name": "mine", "lr": 0.5, "gate": {**parent["gate"], "mode": "hard"}}
+    assert "extends" not in mine
+
+
+def test_a_file_may_extend_one_that_extends_another(own_yaml):
+    middle = own_yaml("extends: qmix\nname: middle\nlr: 0.5\ngamma: 0.5\n", "middle.yaml")
+    path = own_yaml(f"extends: {middle}\nlr: 0.25\n")
+    config = with_(alg=path)
+    assert (config["mixer"], config["gamma"], config["lr"], config["name"]) == ("qmix", 0.5, 0.25, "middle")
+
+
+def test_the_command_line_wins_over_files_and_those_over_what_they_extend(own_yaml):
+    path = own_yaml("extends: greedy_qmix\ngate:\n  mode: hard\n  floor: 0.125\n")
+    config = with_("gate.floor=0.25", alg=path)
+    assert (config["gate"]["mode"], config["gate"]["floor"]) == ("hard", 0.25)
+
+
+def test_messages_name_the_file_that_a_value_came_from(own_yaml):
+    path = own_yaml("extends: greedy_qmix\ngate:\n  joint: max\n")
+    assert refusal("gate.mode=lagrange", alg=path).startswith(
+        f"gate.mode='lagrange' (command line) and gate.joint='max' ({path}): "
+    )
+    path = own_yaml("extends: greedy_qmix\ntarget_update_interval: 200\n")
+    assert f"interval=200 ({path}) and target_update_tau=0.03 (src/config/algs/greedy_qmix.yaml)" in refusal(alg=path)
+
+
+def test_files_that_extend_each_other_are_refused(own_yaml, tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    own_yaml(f"extends: {second}\n", "first.yaml")
+    own_yaml(f"extends: {first}\n", "second.yaml")
+    assert refusal(alg=str(first)) == f"extends='{first}' ({second}): the files extend each other in a circle"
+    path = str(tmp_path / "own.yaml")
+    own_yaml(f"extends: {path}\n")
+    assert refusal(alg=path) == f"extends='{path}' ({path}): the files extend each other in a circle"
+
+
+def test_an_unknown_file_to_extend_gets_the_nearest_one(own_yaml):
+    assert "there is no such config (did you mean greedy_qmix?); available: " in refusal(
+        alg=own_yaml("extends: greedy_qmx\n")
+    )
+    assert "did you mean --env-config=smax?" in refusal(alg=own_yaml("extends: smax\n"))
+    assert "there is no such config" in refusal(alg=own_yaml("extends: missing.yaml\n"))
+
+
+def test_an_unknown_file_to_extend_is_named_with_the_file_that_asks_for_it(own_yaml):
+    path = own_yaml("extends: greedy_qmx\n")
+    assert refusal(alg=path).startswith(f"extends='greedy_qmx' ({path}): ")
+
+
+@pytest.mark.parametrize("value", ["3", "[qmix]", "{qmix: 1}", "True"])
+def test_what_is_extended_is_text(own_yaml, value):
+    path = own_yaml(f"extends: {value}\n")
+    assert "extends" in refusal(alg=path)
+
+
+def test_only_files_of_algorithms_extend_others(own_yaml):
+    assert refusal("extends=qmix").startswith("extends='qmix' (command line): unknown key")
+
+
+def test_files_of_environments_do_not_extend_others(own_yaml):
+    path = own_yaml("extends: matrix_games\n" + ENVS["smax"].read_text(), "env.yaml")
+    assert refusal(env=path).startswith(f"extends='matrix_games' ({path}): unknown key")
+
+
+def test_a_file_of_the_project_extends_one_of_the_project():
+    """So that the page of all keys can say where the rest is."""
+    for path in ALGS.values():
+        assert read_yaml(path).get("extends", "qmix") in ALGS
 
 
 # --- files

@@ -57,6 +57,7 @@ def make_args(**changes):
         "epsilon_start": 0.0,
         "epsilon_finish": 0.0,
         "epsilon_anneal_time": 100,
+        "test_epsilon": 0.0,
         "test_greedy": True,
     }
     return SimpleNamespace(**{**values, **changes})
@@ -261,6 +262,59 @@ def test_memory_has_one_row_for_each_agent():
     mac.init_hidden(4)
     assert mac.hidden_states.shape == (4, N, H)
     assert (mac.hidden_states == 0).all()
+
+
+# What the agents played with, and what others would have seen
+
+
+@pytest.mark.parametrize("test_mode", [False, True])
+def test_the_probabilities_of_the_last_selection_are_kept_if_the_scheme_stores_them(test_mode):
+    scheme = {**make_batch().scheme, "behaviour": {"vshape": (A,), "group": "agents"}}
+    mac = BasicMAC(scheme, {"agents": N}, make_args(epsilon_start=0.6, epsilon_finish=0.6))
+    mac.agent = FixedAgent([0.0, 1.0, 2.0])
+    batch = make_batch(B=2, T=2)
+    batch.update({"avail_actions": [[[1, 1, 1], [1, 1, 0]], [[1, 0, 0], [0, 1, 1]]]}, ts=1)
+    mac.init_hidden(2)
+    mac.select_actions(batch, t_ep=1, t_env=0, bs=[1, 0], test_mode=test_mode)
+    # .6 over the available ones, .4 on the best of them; of the episodes that were asked for, in their order
+    expected = [[[1, 0, 0], [0, 0.3, 0.7]], [[0.2, 0.2, 0.6], [0.3, 0.7, 0]]]
+    if test_mode:
+        expected = [[[1, 0, 0], [0, 0, 1]], [[0, 0, 1], [0, 1, 0]]]
+    close(mac.behaviour, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_otherwise_no_probabilities_are_kept():
+    mac, batch = make_mac(), random_batch()
+    mac.init_hidden(3)
+    mac.select_actions(batch, t_ep=0, t_env=0)
+    assert mac.behaviour is None
+
+
+@pytest.mark.parametrize("agent", ["rnn", "mlp"])
+@pytest.mark.parametrize("last_action", [True, False])
+def test_values_of_others_are_those_of_a_loop_that_swaps_ids(agent, last_action):
+    mac, batch = make_mac(agent=agent, obs_last_action=last_action), random_batch()
+    found = mac.unroll_others(batch)
+    assert found.shape == (3, 5, N, N, A)
+    other = make_mac(seed=1, agent=agent, obs_last_action=last_action)
+    of_network = mac.unroll_others(batch, other.agent)
+    for j in range(N):
+        one_id = torch.eye(N)[j].expand(3, N, N)
+        for network, values in ((mac.agent, found), (other.agent, of_network)):
+            hidden = network.init_hidden().expand(3 * N, -1)
+            for t in range(5):
+                inputs = mac._build_inputs(batch, t).view(3, N, -1)
+                swapped = torch.cat([inputs[..., :-N], one_id], dim=-1)
+                expected, hidden = network(swapped.reshape(3 * N, -1), hidden)
+                close(values[:, t, :, j], expected.view(3, N, A))
+    own = torch.stack([found[:, :, i, i] for i in range(N)], dim=2)
+    close(own, mac.unroll(batch))
+    assert (found[:, :, 0, 0] - found[:, :, 0, 1]).abs().max() > 1e-3
+
+
+def test_without_ids_nothing_is_another_agents():
+    with pytest.raises(ValueError, match="without obs_agent_id"):
+        make_mac(obs_agent_id=False).unroll_others(random_batch())
 
 
 def test_save_and_load(tmp_path):

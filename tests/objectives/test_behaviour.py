@@ -74,6 +74,7 @@ class Constant:
 
     epsilon_start = epsilon_finish = 0.4
     epsilon_anneal_time = 1
+    test_epsilon = 0.0
 
 
 def test_epsilon_greedy_is_what_the_selector_plays():

@@ -1,11 +1,20 @@
-"""Conservative gaps: the method's numbers N1, N1b and N3, Proposition 1.1, and nested loops over agents and actions."""
+"""Conservative gaps: the numbers N1, N1b and N3, Propositions 1.1 to 1.4, and nested loops over agents and actions."""
 
 import math
 
 import pytest
 import torch
 
-from objectives.conservative import OPS, agent_gaps, counterfactual_gap, joint_max_gap, sup_value
+from objectives.conservative import (
+    OPS,
+    agent_gaps,
+    counterfactual_gap,
+    joint_max_gap,
+    linear_gap,
+    sampled_lse,
+    standardise,
+    sup_value,
+)
 
 NAN, INF = float("nan"), float("inf")
 WILD = [1e6, -1e6, NAN, INF, -INF]
@@ -124,6 +133,77 @@ def test_n3_joint_gaps_of_the_mixer():
     close(joint_max_gap(t64([[[n3_q_tot(1.5, 2.0)]]]), q_tot), [[[4.375]]])
 
 
+def test_n3_first_order_gap():
+    # At the data both hidden units are positive, so the gains are .5 * (1, .25) + 1.5 * (.5, 2) = (1.25, 3.125).
+    q, avail, q_data, _ = n1b()
+    gains = t64([[[1.25, 3.125]]])
+    lse, largest = (agent_gaps(q, avail, q_data, op)[:, :1] for op in ("lse", "max"))
+    close(linear_gap(gains, lse), [[[5.818368]]], 1e-5)  # 1.25 * 1.371539 + 3.125 * 1.313262
+    close(linear_gap(gains, largest), [[[4.375]]])  # the joint gap itself: the mixer is affine up to the maximum
+
+
+def test_first_order_gap_in_loops():
+    rng = torch.Generator().manual_seed(6)
+    gains, gaps = torch.randn(2, 3, 4, 5, generator=rng, dtype=torch.float64)
+    for b in range(3):
+        for t in range(4):
+            expected = sum(gains[b, t, i].item() * gaps[b, t, i].item() for i in range(5))
+            close(linear_gap(gains, gaps)[b, t], [expected])
+
+
+@pytest.mark.parametrize(("T", "estimate"), [(1.0, 2.551444), (0.5, 2.119773)])
+def test_sampled_log_sum_exp_by_hand(T, estimate):
+    # Q_tot (1, 2) drawn with probabilities 1/4 and 1/2: T log((4 e^(1/T) + 2 e^(2/T)) / 2)
+    q_tot, log_rho = t64([[[1.0, 2.0]]]), t64([[[math.log(0.25), math.log(0.5)]]])
+    close(sampled_lse(q_tot, log_rho, T), [[[estimate]]])
+
+
+@pytest.mark.parametrize("M", [1, 3])
+def test_sampled_log_sum_exp_in_loops(M):
+    rng = torch.Generator().manual_seed(7)
+    q_tot, log_rho = torch.randn(2, 4, 5, M, generator=rng, dtype=torch.float64)
+    for b in range(4):
+        for t in range(5):
+            weights = [math.exp(q_tot[b, t, m] / 0.7 - log_rho[b, t, m]) for m in range(M)]
+            close(sampled_lse(q_tot, log_rho, 0.7)[b, t], [0.7 * math.log(sum(weights) / M)])
+
+
+def test_proposition_1_4_expectation_of_the_samples():
+    """E[exp(estimate/T)] is the sum itself, whatever the proposal; one sample of the Boltzmann policy is exact."""
+    T = 0.6
+    q = t64([1.0, -0.5, 2.0, 0.3])
+    total = sup_value(q, torch.ones(4), "lse", T)
+    for proposal in (t64([0.1, 0.2, 0.3, 0.4]), torch.full((4,), 0.25, dtype=torch.float64)):
+        one = sampled_lse(q.view(1, 4, 1), proposal.log().view(1, 4, 1), T).flatten()
+        close((proposal * (one / T).exp()).sum(), (total / T).exp(), 1e-9)
+        assert (proposal * one).sum() < total  # Jensen
+    boltzmann = torch.softmax(q / T, dim=0)
+    close(sampled_lse(q.view(1, 4, 1), boltzmann.log().view(1, 4, 1), T).flatten(), total.expand(4), 1e-9)
+
+
+def test_standardised_values_by_hand():
+    q = t64([[0.0, 2.0, 7.0], [5.0, 5.0, 9.0], [3.0, 8.0, 8.0]])
+    avail = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0]])
+    found = standardise(q, avail)
+    close(found[0, :2], [-1.0, 1.0])  # mean 1, deviation 1
+    close(found[1, :2], [0.0, 0.0])  # no deviation
+    close(found[2, 0], 0.0)
+    # Their policy does not change with the scale of the values, which a mixer's utilities do not have.
+    close(standardise(100 * q + 3, avail)[0, :2], [-1.0, 1.0])
+
+
+def test_standardised_values_in_loops():
+    q, avail, _ = random_rows(40, 5, seed=8)
+    for clean in (q, q.masked_fill(avail == 0, NAN)):
+        found = standardise(clean, avail)
+        for row in range(40):
+            available = [k for k in range(5) if avail[row, k]]
+            mean = sum(q[row, k].item() for k in available) / len(available)
+            deviation = math.sqrt(sum((q[row, k].item() - mean) ** 2 for k in available) / len(available))
+            for k in available:
+                close(found[row, k], (q[row, k].item() - mean) / (deviation if len(available) > 1 else 1.0))
+
+
 def test_multiplying_by_the_mask_would_be_wrong():
     # log(e^-5 + e^-6), where an unavailable action with value 0 would give .01
     close(sup_value(t64([-5.0, -6.0, -7.0]), torch.tensor([1, 1, 0]), "lse"), -5 + math.log(1 + math.exp(-1)))
@@ -146,8 +226,7 @@ def test_every_operator_equals_nested_loops(op, T):
     close(sup_value(q, avail, op, T, beta), sup)
     close(sup_value(q, avail, op, t64(T), beta), sup)  # the temperature may be a tensor
     close(agent_gaps(q, avail, q_data, op, T, beta), sup - q_data)
-    if op != "lse_beta":
-        close(counterfactual_gap(q, avail, q_tot, op, T), (sup[:, :, :1] + sup[:, :, 1:]) / 2 - q_tot)
+    close(counterfactual_gap(q, avail, q_tot, op, T, beta), (sup[:, :, :1] + sup[:, :, 1:]) / 2 - q_tot)
 
 
 @pytest.mark.parametrize("T", [0.1, 1.0, 3.0])
@@ -257,6 +336,8 @@ def test_shape_errors_name_both_shapes():
         (lambda: agent_gaps(q, q, tot, "max"), "(2, 3, 4)", "(2, 3, 1)"),
         (lambda: counterfactual_gap(q, q, q[..., 0], "max"), "(2, 3, 1)", "(2, 3, 4)"),
         (lambda: joint_max_gap(tot, q[..., 0]), "(2, 3, 1)", "(2, 3, 4)"),
+        (lambda: linear_gap(tot, q[..., 0]), "(2, 3, 1)", "(2, 3, 4)"),
+        (lambda: sampled_lse(tot, q[..., 0], 1.0), "(2, 3, 1)", "(2, 3, 4)"),
     ]
     for call, one, other in cases:
         with pytest.raises(ValueError, match="shape") as raised:

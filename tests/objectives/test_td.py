@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from objectives.td import lambda_targets, one_step_targets, td_loss
+from objectives.td import discounted_returns, lambda_targets, one_step_targets, td_loss
 from utils.rl_utils import build_td_lambda_targets
 
 LAMBDAS = [0.0, 0.3, 0.8, 1.0]
@@ -116,6 +116,29 @@ def test_the_value_after_a_terminated_step_has_no_effect():
         close(lambda_targets(reward, terminated, mask, wild, 0.9, td_lambda) * mask, clean * mask, 1e-9)
 
 
+def test_discounted_returns_by_hand():
+    # 4;  2 + .5 * 4 = 4;  1 + .5 * 4 = 3;  and an episode of two steps, the second of which ends with a value of 8
+    returns = discounted_returns(rows([1, 2, 4], [1, 2 + 0.5 * 8, 0]), gamma=0.5)
+    close(returns, rows([3, 4, 4], [4, 6, 0]))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
+def test_discounted_returns_in_loops(gamma):
+    reward, _, _, _, lengths = random_episodes(seed=7)
+    expected = torch.zeros_like(reward)
+    for b, length in enumerate(lengths):
+        for t in range(length):
+            for x in range(reward.shape[2]):
+                expected[b, t, x] = sum(gamma ** (k - t) * reward[b, k, x].item() for k in range(t, length))
+    close(discounted_returns(reward, gamma), expected, 1e-10)
+
+
+def test_discounted_returns_of_a_long_episode_do_not_overflow():
+    reward = torch.ones(1, 400, 1)
+    returns = discounted_returns(reward, gamma=0.5)
+    close(returns[0, :300], torch.full((300, 1), 2.0), 1e-5)
+
+
 def test_pymarl_signature_takes_team_rewards_and_integer_flags():
     reward, terminated, mask, v_next, lengths = random_episodes(seed=5)
     reward = reward[:, :, :1]  # one reward of the team for three agents
@@ -180,3 +203,8 @@ def test_shape_errors_name_both_shapes():
             call()
         assert "(2, 3, 1)" in str(raised.value)
         assert "(2, 3, 4)" in str(raised.value)
+
+
+def test_returns_are_of_rewards_by_episode_step_and_agent():
+    with pytest.raises(ValueError, match=r"reward must have shape \(any, any, any\), got \(2, 3\)"):
+        discounted_returns(torch.zeros(2, 3), 0.9)

@@ -5,6 +5,7 @@ import torch
 from helpers import (
     RecordingLogger,
     assert_as_scripted,
+    assert_records,
     make_args,
     make_mac,
     make_scheme,
@@ -19,9 +20,9 @@ from runners.episode_runner import EpisodeRunner
 NUMBER = 7
 
 
-def make_runner(epsilon=0.0, number=NUMBER, **overrides):
+def make_runner(epsilon=0.0, number=NUMBER, alg="qmix", **overrides):
     args = make_args(
-        "qmix",
+        alg,
         unchecked={"env": "helpers:ScriptedEnv", "env_args": {"seed": number}},
         runner="episode",
         batch_size_run=1,
@@ -120,6 +121,16 @@ def test_training_statistics_are_those_of_the_episodes_since_the_last():
         since_last = []
     assert len(runner.logger.stats["return_mean"]) == logged
     assert 2 < logged < 15
+
+
+def test_shares_of_the_reward_and_probabilities_of_the_actions_are_kept():
+    stored = {"heads": {"reward_independent": "individual"}, "behaviour": {"source": "stored"}}
+    runner = make_runner(epsilon=0.25, alg="greedy_qmix", **stored)
+    for episode in range(8):
+        batch = runner.run()
+        assert_as_scripted(batch, NUMBER, episode)
+        assert_records(batch, runner.mac, epsilon=0.25)
+    assert "behaviour" not in make_runner().run().data.transition_data
 
 
 def test_one_environment_only():

@@ -8,6 +8,7 @@ from helpers import (
     RecordingLogger,
     ScriptedVectorEnv,
     assert_as_scripted,
+    assert_records,
     make_args,
     make_mac,
     make_scheme,
@@ -31,11 +32,11 @@ def _scripted(monkeypatch):
     monkeypatch.setitem(VECTOR_REGISTRY, "scripted", ScriptedVectorEnv)
 
 
-def make(runner_class, env, env_seed, n_envs, epsilon=0.0, **overrides):
+def make(runner_class, env, env_seed, n_envs, epsilon=0.0, alg="qmix", **overrides):
     exploration = {"epsilon_start": epsilon, "epsilon_finish": epsilon}
     batch_size_run = {"runner": "vector", "batch_size_run": n_envs}
     args = make_args(
-        "qmix",
+        alg,
         unchecked={"env": env, "env_args": {"seed": env_seed}},
         **{"seed": env_seed, **exploration, **batch_size_run, **overrides},
     )
@@ -267,6 +268,66 @@ def test_all_environments_are_closed():
     runner.close_env()
     assert runner.env.closed
     assert runner.test_env.closed
+
+
+# Playing for the learner
+
+
+@pytest.mark.parametrize("n_episodes", [1, 3, 4, 10])
+@pytest.mark.parametrize("kind", KINDS)
+def test_playing_gives_exactly_so_many_whole_greedy_episodes(kind, n_episodes):
+    runner = make_runner(kind, epsilon=0.7)  # exploration is for training
+    runner.run()
+    t_env, logged = runner.t_env, dict(runner.logger.stats)
+    played = runner.play(n_episodes)
+    assert played.batch_size == n_episodes
+    assert runner.t_env == t_env
+    assert runner.logger.stats == logged
+
+    used = min(ENVS, n_episodes)
+    shares = [n_episodes // used + (e < n_episodes % used) for e in range(used)]
+    expected = {
+        (SEED + ENVS + e, k): batch
+        for e, share in enumerate(shares)
+        for k, batch in enumerate(alone(SEED + ENVS + e, share))
+    }
+    found = {tuple(played["state"][e, 0, :2].int().tolist()): played[[e], :] for e in range(n_episodes)}
+    assert len(found) == n_episodes  # none of them twice
+    assert_same_episodes(dict(sorted(found.items())), expected)
+    for (env, episode), batch in found.items():
+        assert_as_scripted(batch, env, episode)
+
+
+def test_playing_again_gives_other_episodes():
+    runner = make_runner()
+    first, second = runner.play(6), runner.play(6)
+    starts = [{tuple(row) for row in batch["state"][:, 0, :2].int().tolist()} for batch in (first, second)]
+    assert not starts[0] & starts[1]
+    for batch in (first, second):
+        for e in range(6):
+            assert_as_scripted(batch[[e], :], *batch["state"][e, 0, :2].int().tolist())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_playing_disturbs_neither_open_episodes_nor_memory(kind):
+    undisturbed = collect(make_runner(kind), 12)
+    runner = make_runner(kind)
+    assert_same_episodes(collect(runner, 12, between=lambda: runner.play(5)), undisturbed)
+
+
+# What the method asks to be kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shares_of_the_reward_and_probabilities_of_the_actions_are_kept(kind):
+    stored = {"heads": {"reward_independent": "individual"}, "behaviour": {"source": "stored"}, "alg": "greedy_qmix"}
+    runner = make_runner(kind, epsilon=0.25, **stored)
+    for (env, episode), batch in collect(runner, 15).items():
+        assert_as_scripted(batch, env, episode)
+        assert_records(batch, runner.mac, epsilon=0.25)
+    played = runner.play(5)
+    assert_records(played, runner.mac, epsilon=0.0)
+    assert "behaviour" not in collect(make_runner(kind), 1).popitem()[1].data.transition_data
 
 
 # Statistics
