@@ -132,6 +132,7 @@ class GreedyQLearner(QLearner):
             "td_error_abs_independent": masked_mean((heads.chosen_i - target_i).abs().detach(), mask_i),
             "munchausen_bonus_independent": masked_mean(bonus_i.expand_as(heads.chosen_i), mask_i),
             "munchausen_bonus_cooperative": masked_mean(bonus_c, step.mask),
+            "greedy_change": masked_mean(self._greedy_change(heads, target_q[1][:, :-1]), mask_i),
         }
         stats |= self._gate_stats(step, heads) | behaviour_stats
         return Objective(loss, terms, stats | {key: value.detach() for key, value in terms.items()})
@@ -321,6 +322,12 @@ class GreedyQLearner(QLearner):
             disagree = (heads.greedy(0) != heads.greedy(1)).any(dim=2).to(step.mask.dtype)
             stats["heads_disagree"] = masked_mean(disagree, step.mask)
         return stats
+
+    @staticmethod
+    def _greedy_change(heads: Heads, q_target: torch.Tensor) -> torch.Tensor:
+        """1 where the target network's greedy action is not the online network's, of the cooperative utilities."""
+        before = q_target.masked_fill(heads.avail == 0, -torch.inf).argmax(dim=3, keepdim=True)
+        return (before != heads.greedy(1)).squeeze(3).to(q_target.dtype)
 
     def _imitation_loss(self, batch, step: Transitions, heads: Heads) -> torch.Tensor | None:
         """What the agents learn so as to follow the gate's choice in each state without seeing it (`heads.act`)."""

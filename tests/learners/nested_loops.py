@@ -389,6 +389,8 @@ class Reference:
                 stats[f"multiplier_{head}"] = math.exp(self.log_multipliers[h])
             if self.args.conservative.coefficient == "lagrange":
                 stats[f"penalty_coefficient_{head}"] = math.exp(self.log_coefficients[h])
+        pairs = [zip(online.greedy(1, *s), self.target.greedy(1, *s), strict=True) for s in self.steps]
+        stats["greedy_change"] = average(now != before for pair in pairs for now, before in pair)
         if self.args.heads.utilities == "separate":
             stats["heads_disagree"] = average(online.greedy(0, *s) != online.greedy(1, *s) for s in self.steps)
         return stats

@@ -341,6 +341,7 @@ EVERYWHERE = {
         "q_taken_mean",
         "target_mean",
         "realised_return",
+        "greedy_change",
     ),
     *(
         f"{name}_{head}"
