@@ -137,6 +137,7 @@ def test_sizes_shapes_and_types(game, size, n_actions, limit):
         "n_actions": n_actions,
         "n_agents": 2,
         "episode_limit": limit,
+        "individual_reward": False,
     }
     start = env.reset()
     step = env.step(torch.zeros(4, 2, dtype=torch.int64))
