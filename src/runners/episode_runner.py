@@ -6,6 +6,7 @@ from components.episode_buffer import EpisodeBatch
 from envs import REGISTRY as env_REGISTRY
 from runners.statistics import EpisodeStatistics
 from utils.registry import resolve
+from utils.seeding import RandomStream
 
 
 class EpisodeRunner:
@@ -21,6 +22,7 @@ class EpisodeRunner:
         self.episode_limit = self.env.episode_limit
         self.t = 0
         self.t_env = 0
+        self.test_random = RandomStream(args.seed + 1, args.device)  # tests do not change what is learned
         self.train_statistics = EpisodeStatistics("")
         self.test_statistics = EpisodeStatistics("test_")
         self.log_train_stats_t = -args.runner_log_interval - 1
@@ -78,8 +80,9 @@ class EpisodeRunner:
 
     def evaluate(self, n_episodes: int) -> dict[str, float]:
         """Play exactly `n_episodes` test episodes, log their statistics and return them."""
-        for _ in range(n_episodes):
-            self.run(test_mode=True)
+        with self.test_random:
+            for _ in range(n_episodes):
+                self.run(test_mode=True)
         summary = self.test_statistics.summary()
         self.test_statistics.log(self.logger, self.t_env)
         return summary

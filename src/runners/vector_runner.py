@@ -12,6 +12,7 @@ from components.episode_buffer import EpisodeBatch
 from envs import make_vector_env
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from runners.statistics import EpisodeStatistics
+from utils.seeding import RandomStream
 
 
 class _Rollout:
@@ -119,6 +120,7 @@ class VectorRunner:
         self.batch_size = args.batch_size_run
         self.env = make_vector_env(args.env, self.batch_size, args.device, args.env_args)
         self.test_env: VectorEnv | None = None
+        self.test_random = RandomStream(args.seed + 1, args.device)  # tests do not change what is learned
         self.episode_limit = self.env.episode_limit
         self.t = 0
         self.t_env = 0
@@ -180,9 +182,10 @@ class VectorRunner:
     def evaluate(self, n_episodes: int) -> dict[str, float]:
         """Play exactly `n_episodes` test episodes, log their statistics and return them."""
         statistics = EpisodeStatistics("test_")
-        for rollout, outcome, rows in self._test_episodes(n_episodes, keep=False):
-            for e in rows:
-                self._count(statistics, rollout, e, outcome)
+        with self.test_random:
+            for rollout, outcome, rows in self._test_episodes(n_episodes, keep=False):
+                for e in rows:
+                    self._count(statistics, rollout, e, outcome)
         summary = statistics.summary()
         statistics.log(self.logger, self.t_env)
         return summary
@@ -192,11 +195,12 @@ class VectorRunner:
         """Exactly `n_episodes` whole test episodes. They are neither logged nor counted in `t_env`."""
         played = self._new_batch(n_episodes, self.episode_limit + 1)
         count = 0
-        for rollout, outcome, rows in self._test_episodes(n_episodes, keep=True):
-            episodes = rollout.take(rows, outcome).data.transition_data
-            for key, value in played.data.transition_data.items():
-                value[count : count + len(rows)] = episodes[key]
-            count += len(rows)
+        with self.test_random:
+            for rollout, outcome, rows in self._test_episodes(n_episodes, keep=True):
+                episodes = rollout.take(rows, outcome).data.transition_data
+                for key, value in played.data.transition_data.items():
+                    value[count : count + len(rows)] = episodes[key]
+                count += len(rows)
         return played
 
     def _test_episodes(self, n_episodes: int, keep: bool):

@@ -255,7 +255,7 @@ def test_missing_checkpoints(trained, tmp_path, capsys):
 SMAX = ("--config=qmix", "--env-config=smax", "with")
 GYMMA = ("--config=qmix", "--env-config=gymma", "with")
 BAD = {
-    "no config": (("--env-config=smax",), ("--config is missing", "greedy_qmix, iql, qmix, vdn")),
+    "no config": (("--env-config=smax",), ("--config is missing", "greedy_qmix, greedy_qmix_cert")),
     "no value": (("--config",), ("--config needs a value",)),
     "config": (("--config=qmx", "--env-config=smax"), ("--config=qmx", "did you mean qmix?", "greedy_qmix")),
     "env": (("--config=qmix", "--env-config=smx"), ("--env-config=smx", "did you mean smax?", "matrix_games")),
@@ -446,7 +446,7 @@ def test_a_reward_that_is_no_number_stops_the_run(config, term, tmp_path, capsys
     assert batch["reward"].isnan().any()
     assert set(batch) >= {"obs", "state", "actions", "avail_actions", "reward", "terminated", "filled"}
     if config == "greedy_qmix":
-        state = torch.load(model / "greedy.th", weights_only=True)
+        state = torch.load(model / "statistics.th", weights_only=True)
         for name in ("gap_ema", "target_std", "reward_std", "log_multipliers", "weights"):
             assert state[name] is None or torch.isfinite(state[name]).all(), name
 
