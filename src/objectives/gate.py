@@ -158,7 +158,7 @@ def regret(certified: torch.Tensor) -> torch.Tensor:
     """max_k C_k - C_h, (2,): the statistic of `cert` and `realised`, 0 for the head to act on.
 
     cert: C_h the certified value;  realised: Ghat_h = V_h - excess_h itself, what the head's greedy play earns. The
-    independent head's values price in its teammates' exploration, so that certifying them distrusts it too much.
+    independent head's values price in its teammates' exploration, so they can lie below what its greedy play earns.
     """
     check_shape("certified", certified, (2,))
     return certified.max() - certified
