@@ -9,17 +9,13 @@ NAME.json (settings, machine, curves) and NAME.png to results/published and prin
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-PUBLISHED = ROOT / "results" / "published"
-PACKAGES = ("torch", "numpy", "jax", "jaxmarl", "sacred")
+from sweep import PUBLISHED, ROOT, machine
 
 
 def main() -> None:
@@ -72,22 +68,6 @@ def measure(args, seed: int) -> dict:
         "last": curve[-1][2],
         "best": max(value for _, _, value in curve),
         "curve": [[step, round(at, 1), value] for step, at, value in curve],
-    }
-
-
-def machine() -> dict:
-    models = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(models),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        "date": f"{datetime.now():%Y-%m-%d}",
     }
 
 

@@ -15,6 +15,7 @@ from config.schema import extend, freeze
 from controllers import REGISTRY as mac_REGISTRY
 from envs import make_vector_env
 from learners import REGISTRY as learner_REGISTRY
+from objectives.gate import MEASURED
 from runners import REGISTRY as runner_REGISTRY
 from runners.game_tables import format_tables
 from utils import checkpoint
@@ -202,7 +203,7 @@ class Experiment:
         """Whether the gate compares the heads' values with greedy episodes that are played for it."""
         if not _block_says(self.args, "gate", "realised", "rollout"):
             return False
-        return self.args.gate.metric in ("over", "cert", "realised") or self.args.gate.target == "cert"
+        return self.args.gate.metric in MEASURED or self.args.gate.target == "cert"
 
     def _certify(self) -> int:
         """Let each head play greedily and tell the learner what it earned; returns the steps that this took."""

@@ -151,8 +151,8 @@ class GreedyQLearner(QLearner):
         """
         with torch.no_grad():
             step = self._transitions(batch, learn_scale=False)
-            heads = Heads(step, *self._unroll_heads(self.mac, batch), self.mixer)
             q, target_q = self._unroll_heads(self.mac, batch), self._unroll_heads(self.target_mac, batch)
+            heads = Heads(step, *q, self.mixer)
             v_i, v_c = self._bootstrap_values(step, q, target_q)
             value = (heads.value_c if head else self._team(heads.value_i))[:, 0].mean()
             realised = self._realised_returns(step, v_c if head else self._team(v_i))[:, 0].mean()
@@ -187,7 +187,7 @@ class GreedyQLearner(QLearner):
         """alpha_h d_h of both heads: the mean gap of the agents, and the gap of Q_tot.
 
         alpha and the temperature are in units of the targets' spread, so that the trade-off against the TD loss does
-        not change with the scale of the reward. Lagrangian coefficients replace alpha by exp(l_h) and ascend on d_h.
+        not change with the scale of the reward. Lagrangian coefficients multiply alpha by exp(l_h) and ascend on d_h.
         """
         cfg = self.cfg.conservative
         scale = self.target_std

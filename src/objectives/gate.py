@@ -12,10 +12,7 @@ import torch
 
 from utils.shapes import check_same_shape, check_shape
 
-METRICS = ("gap", "over", "cert", "realised", "td")
 MEASURED = ("over", "cert", "realised")  # metrics that compare values with what greedy play earned
-REALISED = ("match", "is", "rollout")
-TARGETS = ("own", "min", "soft", "cert")
 ACTS_ON = ("loss", "penalty", "none")
 
 
