@@ -44,7 +44,7 @@ ENVIRONMENTS = {
         tests=1,
     ),
     "smax": Environment(
-        tasks={"3m": {"env_args.map_name": "3m", "t_max": 100000, "test_interval": 10000, "test_nepisode": 128}},
+        tasks={"3m": {"env_args.map_name": "3m", "t_max": 60000, "test_interval": 10000, "test_nepisode": 128}},
         metric="test_battle_won_mean",
         tests=3,
     ),

@@ -14,6 +14,7 @@ from components.transforms import OneHot
 from config.schema import extend, freeze
 from controllers import REGISTRY as mac_REGISTRY
 from envs import make_vector_env
+from envs.multiagentenv import EnvCrash
 from learners import REGISTRY as learner_REGISTRY
 from objectives.gate import MEASURED
 from runners import REGISTRY as runner_REGISTRY
@@ -51,21 +52,24 @@ def run(_run, _config, _log) -> dict[str, float]:
     if args.use_tensorboard:
         logger.setup_tb(str(results / "tb_logs" / args.unique_token))
     try:
-        experiment = Experiment(args, logger)
+        runner = resolve("runner", args.runner, runner_REGISTRY)(args, logger)
         try:
+            experiment = Experiment(args, logger, runner)
             return experiment.evaluate() if args.evaluate else experiment.train(_run)
         finally:
-            experiment.runner.close_env()
+            runner.close_env()
+    except EnvCrash as error:
+        raise RunFailure(str(error)) from error
     finally:
         logger.close()
 
 
 class Experiment:
-    """The parts of one run, built from its configuration."""
+    """The parts of one run, built from its configuration and around its runner."""
 
-    def __init__(self, args, logger: Logger):
+    def __init__(self, args, logger: Logger, runner):
         self.logger = logger
-        self.runner = resolve("runner", args.runner, runner_REGISTRY)(args, logger)
+        self.runner = runner
         # Again: packages that an environment imports draw random numbers, but only the first time in a process.
         seed_everything(args.seed)
         info = self.runner.get_env_info()
@@ -161,6 +165,10 @@ class Experiment:
             if runner.t_env > last_test:
                 summary = self._test()
                 progress.row(runner.t_env, updates)
+        except EnvCrash as error:
+            raise RunFailure(
+                f"training stopped at step {runner.t_env}; the model is saved in {self._save()}: {error}"
+            ) from error
         except KeyboardInterrupt:
             progress.close()
             self.logger.console_logger.info(

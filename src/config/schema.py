@@ -66,6 +66,9 @@ class Run(Section):
     env: Name
     runner: Name
     batch_size_run: Count
+    env_deadline: Positive
+    env_crash_limit: Count
+    env_lockstep: bool
     bootstrap_time_limit: bool
     test_nepisode: Count
     test_interval: Count
@@ -555,7 +558,7 @@ def _hint(key: str, value: Any, options: list[dict], source: str) -> str:
 def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """What is wrong between keys that are fine one by one: the remedy and the keys."""
     if config["runner"] == "episode" and config["batch_size_run"] != 1:
-        message = "the episode runner has one environment; also set batch_size_run=1, or runner=vector"
+        message = "the episode runner has one environment; also set batch_size_run=1, or runner=vector or parallel"
         yield message, "runner", "batch_size_run"
     if config["buffer_size"] < config["batch_size"]:
         yield "the replay must hold a batch; raise buffer_size or lower batch_size", "buffer_size", "batch_size"
@@ -667,8 +670,8 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     if gate["mode"] == "fixed" and heads["act"] in ("agent", "distil"):
         message = "fixed weights are the same in every state; set heads.act=independent or cooperative"
         yield message, "gate.mode", "heads.act"
-    if measures and gate["realised"] == "rollout" and config["runner"] != "vector":
-        yield "rollouts are played by the vector runner; set runner=vector", "gate.realised", "runner"
+    if measures and gate["realised"] == "rollout" and config["runner"] not in ("vector", "parallel"):
+        yield "rollouts need another runner; set runner=vector or runner=parallel", "gate.realised", "runner"
     if munchausen["source"] == "alt_utility" and munchausen["who"] != "others" and shared:
         message = (
             "with shared utilities that is the head's own policy; set munchausen.source=alt_counterfactual (or self)"

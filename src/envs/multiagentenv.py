@@ -5,6 +5,16 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 
+RESTART_SEED = 10_000  # the seed of an environment grows by this when it is made anew, so that no episode comes twice
+
+
+class EnvCrash(RuntimeError):
+    """What plays the episode has died or stopped answering: the episode is void, and the environment of no more use.
+
+    Runners drop the episode, make the environment anew and play on; they count it in `env_crashes`.
+    """
+
+
 class MultiAgentEnv(ABC):
     """One environment with `n_agents` agents that act at the same time and share a reward.
 

@@ -30,6 +30,11 @@ class VectorStep:
     `next` is what the agents see next: where an episode ended, the first observation of the next episode.
     `final` is what they saw at the end of this step; it differs from `next` only where an episode ended.
     An episode that the time limit cut has `truncated` and not `terminated`.
+
+    Environments that do not step as one (`ProcessVectorEnv`) say in `rows` which have stepped, and in `began` which
+    show the first observation of a new episode: after an end that may come in a later step, and after a crash it comes
+    without an end. What tensors hold for environments that are in neither list means nothing; their reward is 0 and
+    they have not ended.
     """
 
     reward: torch.Tensor  # (E,) float32, of the team
@@ -39,6 +44,8 @@ class VectorStep:
     final: Observation
     info: dict[str, torch.Tensor] = field(default_factory=dict)  # each (E,) float32, valid where an episode ended
     individual_reward: torch.Tensor | None = None  # (E, N) each agent's share; sums to reward
+    rows: list[int] | None = None  # None: all
+    began: list[int] | None = None  # None: those whose episode ended
 
 
 class VectorEnv(ABC):

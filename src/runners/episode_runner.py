@@ -4,6 +4,7 @@ import torch
 
 from components.episode_buffer import EpisodeBatch
 from envs import REGISTRY as env_REGISTRY
+from envs.multiagentenv import RESTART_SEED, EnvCrash, MultiAgentEnv
 from runners.statistics import EpisodeStatistics
 from utils.registry import resolve
 from utils.seeding import RandomStream
@@ -18,7 +19,8 @@ class EpisodeRunner:
         self.args = args
         self.logger = logger
         self.batch_size = 1
-        self.env = resolve("env", args.env, env_REGISTRY)(**args.env_args)
+        self.env = self._make_env(args.env_args["seed"])
+        self.crashes = self.crashes_in_row = 0  # in a row: without a whole episode between them
         self.episode_limit = self.env.episode_limit
         self.t = 0
         self.t_env = 0
@@ -49,7 +51,21 @@ class EpisodeRunner:
 
     @torch.no_grad()
     def run(self, test_mode: bool = False) -> EpisodeBatch:
-        """Play one episode and return it."""
+        """Play one episode and return it. An environment that crashes is made anew, and the episode played again.
+
+        Raises:
+            EnvCrash: it has crashed too often.
+        """
+        while True:
+            try:
+                batch = self._play(test_mode)
+            except EnvCrash as error:
+                self._replace_env(error)
+            else:
+                self.crashes_in_row = 0
+                return batch
+
+    def _play(self, test_mode: bool) -> EpisodeBatch:
         self.reset()
         self.mac.init_hidden(1)
         episode_return, done, info = 0.0, False, {}
@@ -75,6 +91,7 @@ class EpisodeRunner:
             if self.t_env - self.log_train_stats_t >= self.args.runner_log_interval:
                 self.train_statistics.log(self.logger, self.t_env)
                 self.logger.log_stat("epsilon", self.mac.action_selector.epsilon, self.t_env)
+                self.logger.log_stat("env_crashes", self.crashes, self.t_env)
                 self.log_train_stats_t = self.t_env
         return self.batch
 
@@ -86,6 +103,22 @@ class EpisodeRunner:
         summary = self.test_statistics.summary()
         self.test_statistics.log(self.logger, self.t_env)
         return summary
+
+    def _make_env(self, seed: int | None) -> MultiAgentEnv:
+        return resolve("env", self.args.env, env_REGISTRY)(**{**self.args.env_args, "seed": seed})
+
+    def _replace_env(self, error: EnvCrash) -> None:
+        self.crashes += 1
+        self.crashes_in_row += 1
+        if self.crashes_in_row >= self.args.env_crash_limit:
+            raise EnvCrash(
+                f"{error}; that was crash {self.crashes_in_row} without a whole episode between them "
+                f"(env_crash_limit={self.args.env_crash_limit})"
+            ) from error
+        self.logger.console_logger.warning("%s. The episode is dropped and played again", error)
+        self.env.close()
+        seed = self.args.env_args["seed"]  # another one, so that no battle is played twice
+        self.env = self._make_env(None if seed is None else seed + RESTART_SEED * self.crashes)
 
     def _observation(self) -> dict:
         return {

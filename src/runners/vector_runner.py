@@ -14,8 +14,10 @@ from envs.vector_env import Observation, VectorEnv, VectorStep
 from runners.statistics import EpisodeStatistics
 from utils.seeding import RandomStream
 
+ALL = slice(None)
 
-class _Rollout:
+
+class Rollout:
     """E environments, what their agents see and remember now, how far each episode is, and what happened in it.
 
     Args:
@@ -45,39 +47,18 @@ class _Rollout:
 
     def step(self, t_env: int, test_mode: bool, bootstrap_time_limit: bool = True) -> tuple[VectorStep, torch.Tensor]:
         """Act in all environments: what came of it, and where an episode ended (E,) bool."""
-        window = self.window.data.transition_data
-        fresh = self.steps == 0
-        for key in ("obs", "state", "avail_actions"):
-            window[key][:, 0] = window[key][:, 1]
-            window[key][fresh, 0] = 0
-        window["actions"][fresh, 0] = 0
-        window["filled"][:, 0] = ~fresh.unsqueeze(1)
-        window["filled"][:, 1] = 1
-        window["obs"][:, 1] = self.now.obs
-        window["state"][:, 1] = self.now.state
-        window["avail_actions"][:, 1] = self.now.avail
-        self.mac.hidden_states = self.hidden  # the learner uses the same controller between our steps
-        actions = self.mac.select_actions(self.window, t_ep=1, t_env=t_env, test_mode=test_mode)
-        self.hidden = self.mac.hidden_states
-        window["actions"][:, 0] = actions.unsqueeze(-1)
+        actions = self._act(ALL, t_env, test_mode)
         outcome = self.env.step(actions)
-        ended = outcome.terminated | outcome.truncated
-        if self.episodes is not None:
-            self._record(actions, outcome, outcome.terminated if bootstrap_time_limit else ended)
-        self.steps += 1
-        self.returns += outcome.reward
-        return outcome, ended
+        return outcome, self._settle(ALL, outcome, bootstrap_time_limit)
 
     def advance(self, outcome: VectorStep, ended: torch.Tensor) -> None:
         """Go on to the next step; `ended` (E,) bool environments begin an episode with fresh memory."""
         self.now = outcome.next
         if ended.any():
-            self.steps[ended] = 0
-            self.returns[ended] = 0.0
-            hidden = self.hidden.reshape(self.env.n_envs, self.env.n_agents, -1).clone()
-            self.mac.init_hidden(self.env.n_envs)
-            hidden[ended] = self.mac.hidden_states.reshape(hidden.shape)[ended]
-            self.hidden = hidden
+            self._begin(ended)
+
+    def rest(self, rows: list[int]) -> None:
+        """These environments need not play on. A batch that steps as one plays on all the same."""
 
     def take(self, rows: list[int], outcome: VectorStep) -> EpisodeBatch:
         """The episodes of these environments, which have just ended, with their final observations."""
@@ -94,31 +75,78 @@ class _Rollout:
         # Behind the end, slots still hold their previous episode; padding is zero, as in PyMARL.
         for value in batch.data.transition_data.values():
             value *= batch["filled"].reshape(*batch["filled"].shape[:2], *(1,) * (value.dim() - 2)).to(value.dtype)
-        store["filled"][rows] = 0
         return batch
 
-    def _record(self, actions: torch.Tensor, outcome: VectorStep, terminal: torch.Tensor) -> None:
-        store = self.episodes.data.transition_data
-        at = (self.rows, self.steps)
-        store["obs"][at] = self.now.obs
-        store["state"][at] = self.now.state
-        store["avail_actions"][at] = self.now.avail
-        store["actions"][at] = actions.unsqueeze(-1)
-        store["reward"][at] = outcome.reward.unsqueeze(-1)
-        store["terminated"][at] = terminal.unsqueeze(-1).to(torch.uint8)
-        if "individual_reward" in store:
-            store["individual_reward"][at] = outcome.individual_reward
-        if "behaviour" in store:
-            store["behaviour"][at] = self.mac.behaviour
-        store["filled"][at] = 1
+    def _act(self, rows: slice | torch.Tensor, t_env: int, test_mode: bool) -> torch.Tensor:
+        """Choose actions for these environments, (len(rows), N), and write down what they saw and do."""
+        window = self.window.data.transition_data
+        fresh = self.steps == 0
+        for key in ("obs", "state", "avail_actions"):
+            window[key][rows, 0] = window[key][rows, 1]
+            window[key][fresh, 0] = 0
+        window["actions"][fresh, 0] = 0
+        window["filled"][rows, 0] = (~fresh)[rows].long().unsqueeze(1)
+        window["filled"][rows, 1] = 1
+        window["obs"][rows, 1] = self.now.obs[rows]
+        window["state"][rows, 1] = self.now.state[rows]
+        window["avail_actions"][rows, 1] = self.now.avail[rows]
+        if rows is ALL:
+            self.mac.hidden_states = self.hidden  # the learner uses the same controller between our steps
+            actions = self.mac.select_actions(self.window, t_ep=1, t_env=t_env, test_mode=test_mode)
+            self.hidden = self.mac.hidden_states
+        else:
+            hidden = self.hidden.reshape(self.env.n_envs, self.env.n_agents, -1)
+            self.mac.hidden_states = hidden[rows]
+            actions = self.mac.select_actions(self.window[rows, :], t_ep=1, t_env=t_env, test_mode=test_mode)
+            self.hidden = hidden.index_copy(0, rows, self.mac.hidden_states.reshape(len(rows), *hidden.shape[1:]))
+        window["actions"][rows, 0] = actions.unsqueeze(-1)
+        if self.episodes is not None:
+            store, at = self.episodes.data.transition_data, (self.rows[rows], self.steps[rows])
+            store["obs"][at] = self.now.obs[rows]
+            store["state"][at] = self.now.state[rows]
+            store["avail_actions"][at] = self.now.avail[rows]
+            store["actions"][at] = actions.unsqueeze(-1)
+            if "behaviour" in store:
+                store["behaviour"][at] = self.mac.behaviour
+            store["filled"][at] = 1
+        return actions
+
+    def _settle(self, rows: slice | torch.Tensor, outcome: VectorStep, bootstrap_time_limit: bool) -> torch.Tensor:
+        """Write down what came of the actions of these environments; where an episode ended (E,) bool."""
+        ended = outcome.terminated | outcome.truncated
+        if self.episodes is not None:
+            store, at = self.episodes.data.transition_data, (self.rows[rows], self.steps[rows])
+            terminal = outcome.terminated if bootstrap_time_limit else ended
+            store["reward"][at] = outcome.reward[rows].unsqueeze(-1)
+            store["terminated"][at] = terminal[rows].unsqueeze(-1).to(torch.uint8)
+            if "individual_reward" in store:
+                store["individual_reward"][at] = outcome.individual_reward[rows]
+        self.steps[rows] += 1
+        self.returns += outcome.reward
+        return ended
+
+    def _begin(self, rows: torch.Tensor) -> None:
+        """Begin an episode in these environments (indices, or (E,) bool)."""
+        self.steps[rows] = 0
+        self.returns[rows] = 0.0
+        if self.episodes is not None:
+            self.episodes.data.transition_data["filled"][rows] = 0
+        hidden = self.hidden.reshape(self.env.n_envs, self.env.n_agents, -1).clone()
+        self.mac.init_hidden(self.env.n_envs)
+        hidden[rows] = self.mac.hidden_states.reshape(hidden.shape)[rows]
+        self.hidden = hidden
 
 
 class VectorRunner:
+    """PyMARL's runner interface over a `VectorEnv`."""
+
+    rollout_class = Rollout
+
     def __init__(self, args, logger):
         self.args = args
         self.logger = logger
         self.batch_size = args.batch_size_run
-        self.env = make_vector_env(args.env, self.batch_size, args.device, args.env_args)
+        self.env = self._make_env(self.batch_size, args.env_args, "worker")
         self.test_env: VectorEnv | None = None
         self.test_random = RandomStream(args.seed + 1, args.device)  # tests do not change what is learned
         self.episode_limit = self.env.episode_limit
@@ -134,7 +162,7 @@ class VectorRunner:
         self.mac = mac
         self._new_batch = new_batch
         episodes = new_batch(self.batch_size, self.episode_limit + 1)
-        self.rollout = _Rollout(self.env, new_batch, mac, self.args.device, episodes)
+        self.rollout = self.rollout_class(self.env, new_batch, mac, self.args.device, episodes)
         self.reset()
 
     def get_env_info(self) -> dict:
@@ -164,7 +192,7 @@ class VectorRunner:
         rollout = self.rollout
         while True:
             outcome, ended = rollout.step(self.t_env, False, self.args.bootstrap_time_limit)
-            self.t_env += self.batch_size
+            self.t_env += self.batch_size if outcome.rows is None else len(outcome.rows)
             rows = ended.nonzero().flatten().tolist()
             finished = rollout.take(rows, outcome) if rows else None
             for e in rows:
@@ -173,8 +201,7 @@ class VectorRunner:
             if finished is not None:
                 break
         if self.t_env - self.log_train_stats_t >= self.args.runner_log_interval:
-            self.train_statistics.log(self.logger, self.t_env)
-            self.logger.log_stat("epsilon", self.mac.action_selector.epsilon, self.t_env)
+            self._log_statistics()
             self.log_train_stats_t = self.t_env
         return finished
 
@@ -212,10 +239,10 @@ class VectorRunner:
             n_envs = min(self.batch_size, self.args.test_nepisode)
             seed = self.args.env_args["seed"] + self.batch_size  # no training battle again
             env_args = {**self.args.env_args, "seed": seed}
-            self.test_env = make_vector_env(self.args.env, n_envs, self.args.device, env_args)
+            self.test_env = self._make_env(n_envs, env_args, "test_worker")
         n_envs = self.test_env.n_envs
         episodes = self._new_batch(n_envs, self.episode_limit + 1) if keep else None
-        rollout = _Rollout(self.test_env, self._new_batch, self.mac, self.args.device, episodes)
+        rollout = self.rollout_class(self.test_env, self._new_batch, self.mac, self.args.device, episodes)
         rollout.start()
         remaining = [n_episodes // n_envs + (e < n_episodes % n_envs) for e in range(n_envs)]
         while any(remaining):
@@ -226,8 +253,16 @@ class VectorRunner:
             if rows:
                 yield rollout, outcome, rows
             rollout.advance(outcome, ended)
+            rollout.rest([e for e in range(n_envs) if remaining[e] == 0])
+
+    def _make_env(self, n_envs: int, env_args: dict, _label: str) -> VectorEnv:
+        return make_vector_env(self.args.env, n_envs, self.args.device, env_args)
+
+    def _log_statistics(self) -> None:
+        self.train_statistics.log(self.logger, self.t_env)
+        self.logger.log_stat("epsilon", self.mac.action_selector.epsilon, self.t_env)
 
     @staticmethod
-    def _count(statistics: EpisodeStatistics, rollout: _Rollout, e: int, outcome: VectorStep) -> None:
+    def _count(statistics: EpisodeStatistics, rollout: Rollout, e: int, outcome: VectorStep) -> None:
         info = {key: float(value[e]) for key, value in outcome.info.items()}
         statistics.add(float(rollout.returns[e]), int(rollout.steps[e]), info)

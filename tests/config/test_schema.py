@@ -458,7 +458,7 @@ def test_a_plugin_key_that_args_cannot_have_is_refused(key):
         (
             ["runner=episode"],
             "runner='episode' (command line) and batch_size_run=64 (src/config/envs/smax.yaml): ",
-            "also set batch_size_run=1, or runner=vector",
+            "also set batch_size_run=1, or runner=vector or parallel",
         ),
         (
             ["buffer_size=31"],

@@ -114,6 +114,7 @@ def test_training_statistics_are_those_of_the_episodes_since_the_last():
             "number_mean": NUMBER,
             "episode_limit_mean": sum(cut) / len(played),
             "epsilon": 0.25,
+            "env_crashes": 0,
         }
         assert set(runner.logger.stats) == set(expected)
         for name, value in expected.items():
