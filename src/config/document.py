@@ -14,7 +14,18 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the import root, when this file is run as a script
 
-from config.schema import BLOCKS, ENV_ARGS, FOLDER, Run, Section, allowed, config_files, read_yaml, shown
+from config.schema import (
+    BLOCKS,
+    ENV_ARGS,
+    FOLDER,
+    Run,
+    Section,
+    allowed,
+    config_files,
+    lineage,
+    read_yaml,
+    shown,
+)
 
 PAGE = FOLDER.parents[1] / "docs" / "configuration.md"
 DEFAULTS = FOLDER / "default.yaml"
@@ -121,7 +132,9 @@ def page() -> str:
     parts += [_block_table(name, name, model, files["algs"].values()) for name, model in BLOCKS.items()]
     parts.append("## Arguments of environments\n")
     for env, model in ENV_ARGS.items():
-        owners = [path for path in files["envs"].values() if read_yaml(path).get("env") == env]
+        owners = [
+            path for path in files["envs"].values() if read_yaml(lineage("env-config", path)[0]).get("env") == env
+        ]
         parts.append(_block_table(f"env_args of {env}", "env_args", model, owners))
     for title, kind in (("What the algorithms set", "algs"), ("What the environments set", "envs")):
         parts.append(f"## {title}\n\nThe keys of their blocks are in the tables above.\n")
@@ -151,7 +164,7 @@ def _block_table(title: str, block: str, model: type[Section], paths) -> str:
     rows = []
     for key in model.model_fields:
         found = [entries.get(f"{block}.{key}") for entries in owners.values()]
-        values = [f"`{entry.value}`" if entry else "" for entry in found]
+        values = ["" if entry is None else f"`{entry.value}`" if entry.value else "see the file" for entry in found]
         comment = next((entry.comment for entry in found if entry and entry.comment), "")
         rows.append((f"`{block}.{key}`", *values, _allowed(model, key), comment))
     meaning = next((entries[block].comment for entries in owners.values() if entries[block].comment), "")
@@ -169,7 +182,8 @@ def _file_table(path: Path, defaults: dict[str, Entry]) -> str:
     introduction = f"{heading_comment(path)}\n\n" if heading_comment(path) else ""
     if parent := read_yaml(path).get("extends"):
         introduction += f"Extends `{parent}`: keys that it leaves out are those of that file.\n\n"
-    return f"### {shown(path)}\n\n{introduction}" + _table(("key", "value", "meaning"), rows)
+    table = _table(("key", "value", "meaning"), rows) if rows else "Only keys of its blocks.\n"
+    return f"### {shown(path)}\n\n{introduction}{table}"
 
 
 def _allowed(model: type[Section], key: str) -> str:

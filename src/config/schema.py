@@ -254,6 +254,20 @@ class StarCraft2(Section):
     debug: bool
 
 
+class StarCraft2V2(StarCraft2):
+    obs_own_pos: bool
+    obs_starcraft: bool
+    fully_observable: bool
+    conic_fov: bool
+    num_fov_actions: Count
+    use_unit_ranges: bool
+    min_attack_range: NonNegative
+    kill_unit_step_mul: Count
+    prob_obs_enemy: Share
+    action_mask: bool
+    capability_config: dict[str, Any]
+
+
 BLOCKS: dict[str, type[Section]] = {
     "heads": Heads,
     "conservative": Conservative,
@@ -274,6 +288,7 @@ ENV_ARGS: dict[str, type[Section]] = {
     "greed_games": GreedGames,
     "gymma": Gymma,
     "sc2": StarCraft2,
+    "sc2v2": StarCraft2V2,
 }
 TOP_LEVEL = (*Run.model_fields, *BLOCKS, "env_args", "plugin")
 
@@ -376,14 +391,14 @@ def _find_file(flag: str, name: str | None, asked: str = "") -> Path:
     raise ConfigError(f"{asked or f'--{flag}={name}'}: there is no such config{hint}; {choices}")
 
 
-def _lineage(path: Path) -> list[Path]:
-    """The files that an algorithm's file extends, the first ancestor first, and the file itself."""
+def lineage(flag: str, path: Path) -> list[Path]:
+    """The files of `flag` that this one extends, the first ancestor first, and the file itself."""
     chain = [path]
     while (parent := read_yaml(chain[0]).get("extends")) is not None:
         asked = f"extends={parent!r} ({shown(chain[0])})"
         if not isinstance(parent, str):
-            raise ConfigError(f"{asked}: expected the name of an algorithm's file, or the path of a yaml file")
-        chain.insert(0, _find_file("config", parent, asked))
+            raise ConfigError(f"{asked}: expected the name of a file beside it, or the path of a yaml file")
+        chain.insert(0, _find_file(flag, parent, asked))
         if chain[0] in chain[1:]:
             raise ConfigError(f"{asked}: the files extend each other in a circle")
     return chain
@@ -404,9 +419,10 @@ def load(alg: str | None, env: str | None, overrides: Mapping[str, Any]) -> dict
         ConfigError: anything is wrong with them.
     """
     draft = _Draft()
-    for path in (FOLDER / "default.yaml", _find_file("env-config", env)):
-        draft.merge(read_yaml(path), shown(path))
-    for path in _lineage(_find_file("config", alg)):
+    files = [FOLDER / "default.yaml"]
+    files += lineage("env-config", _find_file("env-config", env))
+    files += lineage("config", _find_file("config", alg))
+    for path in files:
         draft.merge({key: value for key, value in read_yaml(path).items() if key != "extends"}, shown(path))
     draft.merge(overrides, COMMAND_LINE)
     draft.check(Path(str(alg)).stem)
@@ -527,7 +543,7 @@ class _Draft:
 
 def _configs_with(block: str) -> list[str]:
     files = config_files("algs").items()
-    return [name for name, path in files if any(block in read_yaml(file) for file in _lineage(path))]
+    return [name for name, path in files if any(block in read_yaml(file) for file in lineage("config", path))]
 
 
 def _hint(key: str, value: Any, options: list[dict], source: str) -> str:
@@ -671,7 +687,7 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         message = "fixed weights are the same in every state; set heads.act=independent or cooperative"
         yield message, "gate.mode", "heads.act"
     if measures and gate["realised"] == "rollout" and config["runner"] not in ("vector", "parallel"):
-        yield "rollouts need another runner; set runner=vector or runner=parallel", "gate.realised", "runner"
+        yield "rollouts are not played by this runner; set runner=vector", "gate.realised", "runner"
     if munchausen["source"] == "alt_utility" and munchausen["who"] != "others" and shared:
         message = (
             "with shared utilities that is the head's own policy; set munchausen.source=alt_counterfactual (or self)"

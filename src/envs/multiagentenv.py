@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-
 RESTART_SEED = 10_000  # the seed of an environment grows by this when it is made anew, so that no episode comes twice
 
 

@@ -8,6 +8,7 @@ group and started again. For Linux.
 Legend: E environments, N agents, A actions, O observation size, S state size.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -53,7 +54,7 @@ class _Worker:
     output: Path
     state: _State = _State.AWAY
     due: float = 0.0
-    process: subprocess.Popen | None = None
+    process: Any = None  # subprocess.Popen, while there is one
     temporary: Path = Path()  # the process's folder for temporary files
     channel: socket.socket = field(default_factory=socket.socket)
     launches: int = 0
@@ -171,10 +172,8 @@ class ProcessVectorEnv(VectorEnv):
             one.channel.close()  # the worker then closes its environment and ends
         give_up = time.monotonic() + CLOSING
         for one in living:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 one.process.wait(max(0.0, give_up - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                pass
             self._guard.kill(one.process, one.temporary)
             one.process = None
         self._selector.close()
@@ -234,10 +233,8 @@ class ProcessVectorEnv(VectorEnv):
 
     def _send(self, one: _Worker, command: bytes, payload: bytes = b"", fds: tuple[int, ...] = ()) -> None:
         one.state, one.due = _State.BUSY, time.monotonic() + self.deadline
-        try:
+        with contextlib.suppress(ConnectionError):  # the next `_pump` notices its end
             socket.send_fds(one.channel, [command + payload], fds)
-        except ConnectionError:
-            pass  # its end is reported by the next `_pump`
 
     def _pump(self) -> None:
         """Wait until something happens, and deal with all that has."""

@@ -13,12 +13,11 @@ import socket
 import sys
 import traceback
 from dataclasses import dataclass
-from numbers import Number
+from typing import Any
 
 import numpy as np
 
 from envs import REGISTRY
-from envs.multiagentenv import MultiAgentEnv
 from utils.errors import UserError
 from utils.registry import resolve
 
@@ -32,6 +31,7 @@ INFO, FRESH, STEPPED, ENDED, VALUE = b"i", b"f", b"p", b"e", b"v"
 FAILED = b"x"  # instead of any answer, with (message, whether it is a UserError); the worker ends
 PACKET = 1 << 17  # bytes of the largest packet
 
+NUMBERS = (int, float, np.bool_, np.number)  # what infos are averaged over
 PLAYED, BEGUN = 0, 1  # the two places for what an environment shows: after a step, and at an episode's start
 
 
@@ -77,7 +77,7 @@ class Worker:
 
     def __init__(self, channel: socket.socket):
         self.channel = channel
-        self.env: MultiAgentEnv | None = None
+        self.env: Any = None
 
     def run(self) -> None:
         answer = {BUILD: self.build, ATTACH: self.attach, RESET: self.reset, STEP: self.step, CALL: self.call}
@@ -132,7 +132,7 @@ class Worker:
         if not done:
             self.channel.send(STEPPED)
             return
-        numbers = {key: float(value) for key, value in info.items() if isinstance(value, Number | np.bool_)}
+        numbers = {key: float(value) for key, value in info.items() if isinstance(value, NUMBERS)}
         self.channel.send(ENDED + json.dumps(numbers | {"episode_limit": float(timed_out)}).encode())
         self.reset(b"")
 

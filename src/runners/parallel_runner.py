@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from envs.process_env import ProcessVectorEnv
-from envs.vector_env import VectorEnv, VectorStep
+from envs.vector_env import VectorStep
 from runners.vector_runner import Rollout, VectorRunner
 
 
@@ -35,9 +35,10 @@ class ParallelRollout(Rollout):
 
     def advance(self, outcome: VectorStep, ended: torch.Tensor) -> None:
         self.now = outcome.next
-        if outcome.began:
-            self._begin(self.rows[outcome.began])
-        self.turn = [row for row in outcome.rows if not ended[row]] + outcome.began
+        rows, began = outcome.rows or [], outcome.began or []
+        if began:
+            self._begin(self.rows[began])
+        self.turn = [row for row in rows if not ended[row]] + began
 
     def rest(self, rows: list[int]) -> None:
         """These environments need not play on."""
@@ -48,12 +49,14 @@ class ParallelRunner(VectorRunner):
     """The vector runner over `batch_size_run` worker processes; tests have processes of their own."""
 
     rollout_class = ParallelRollout
+    env: ProcessVectorEnv
+    test_env: ProcessVectorEnv | None
 
     def close_env(self) -> None:
         super().close_env()
         self._log_crashes()
 
-    def _make_env(self, n_envs: int, env_args: dict, label: str) -> VectorEnv:
+    def _make_env(self, n_envs: int, env_args: dict, label: str) -> ProcessVectorEnv:
         args, log = self.args, self.logger.console_logger
         output = Path(args.local_results_path) / "workers" / args.unique_token
         first = env_args["seed"]

@@ -90,7 +90,7 @@ class Rollout:
         window["obs"][rows, 1] = self.now.obs[rows]
         window["state"][rows, 1] = self.now.state[rows]
         window["avail_actions"][rows, 1] = self.now.avail[rows]
-        if rows is ALL:
+        if isinstance(rows, slice):
             self.mac.hidden_states = self.hidden  # the learner uses the same controller between our steps
             actions = self.mac.select_actions(self.window, t_ep=1, t_env=t_env, test_mode=test_mode)
             self.hidden = self.mac.hidden_states
@@ -120,6 +120,7 @@ class Rollout:
             store["reward"][at] = outcome.reward[rows].unsqueeze(-1)
             store["terminated"][at] = terminal[rows].unsqueeze(-1).to(torch.uint8)
             if "individual_reward" in store:
+                assert outcome.individual_reward is not None
                 store["individual_reward"][at] = outcome.individual_reward[rows]
         self.steps[rows] += 1
         self.returns += outcome.reward

@@ -41,7 +41,7 @@ def test_it_runs_as_a_script(tmp_path):
 def comments(path) -> dict[str, str]:
     """The comments of a file's keys and of those that it extends, or of default.yaml's."""
     parent = read_yaml(path).get("extends")
-    found = comments(config_files("algs")[parent]) if parent else {}
+    found = comments(config_files(path.parent.name)[parent]) if parent else {}
     if not parent and path != document.DEFAULTS:
         found = comments(document.DEFAULTS)
     return found | {key: entry.comment for key, entry in document.read_entries(path).items() if entry.comment}

@@ -23,6 +23,7 @@ from config.schema import (
     config_files,
     extend,
     freeze,
+    lineage,
     load,
     read_yaml,
 )
@@ -63,7 +64,7 @@ def own_yaml(tmp_path):
 def test_every_algorithm_loads_with_every_environment(alg, env):
     config = load(alg, env, {})
     assert config["name"] == alg
-    assert config["env"] == read_yaml(ENVS[env])["env"]
+    assert config["env"] == read_yaml(lineage("env-config", ENVS[env])[0])["env"]
     assert config["env_args"]["seed"] == config["seed"]
 
 
@@ -89,19 +90,23 @@ def test_every_file_with_a_block_gives_all_its_keys_unless_it_extends_another(bl
 
 
 def test_a_file_says_nothing_that_the_file_which_it_extends_says_already():
-    for name, path in ALGS.items():
-        content = read_yaml(path)
-        if "extends" not in content:
-            continue
-        parent = load(content["extends"], "smax", {})
-        for key, value in content.items():
-            for inner, mine in value.items() if isinstance(value, dict) else [(None, value)]:
-                if key != "extends":
-                    assert mine != (parent[key] if inner is None else parent[key][inner]), f"{name}: {key}.{inner}"
+    def repeated(mine, parents) -> list[str]:
+        if not isinstance(mine, dict):
+            return [""] if mine == parents else []
+        return [f".{key}{rest}" for key, value in mine.items() for rest in repeated(value, parents[key])]
+
+    for kind, files in (("algs", ALGS), ("envs", ENVS)):
+        for name, path in files.items():
+            content = read_yaml(path)
+            if "extends" in content:
+                extended = content.pop("extends")
+                parent = load(*((extended, "smax") if kind == "algs" else ("qmix", extended)), {})
+                assert repeated(content, parent) == [], name
 
 
 def test_env_args_of_the_yaml_files_and_the_schema_have_the_same_keys():
-    by_env = {content["env"]: {*content["env_args"]} for path in ENVS.values() if (content := read_yaml(path))}
+    contents = [read_yaml(path) for path in ENVS.values()]
+    by_env = {content["env"]: {*content["env_args"]} for content in contents if "env" in content}
     assert by_env == {env: {*model.model_fields} for env, model in ENV_ARGS.items()}
 
 
@@ -762,19 +767,23 @@ def test_what_is_extended_is_text(own_yaml, value):
     assert "extends" in refusal(alg=path)
 
 
-def test_only_files_of_algorithms_extend_others(own_yaml):
+def test_only_files_extend_others(own_yaml):
     assert refusal("extends=qmix").startswith("extends='qmix' (command line): unknown key")
 
 
-def test_files_of_environments_do_not_extend_others(own_yaml):
-    path = own_yaml("extends: matrix_games\n" + ENVS["smax"].read_text(), "env.yaml")
-    assert refusal(env=path).startswith(f"extends='matrix_games' ({path}): unknown key")
+def test_files_of_environments_extend_others(own_yaml):
+    path = own_yaml("extends: smax\nenv_args:\n  map_name: 2s3z\n", "env.yaml")
+    mine, parent = with_(env=path), with_(env="smax")
+    assert mine == {**parent, "env_args": {**parent["env_args"], "map_name": "2s3z"}}
+    assert "did you mean --config=qmix?" in refusal(env=own_yaml("extends: qmix\n"))
 
 
 def test_a_file_of_the_project_extends_one_of_the_project():
     """So that the page of all keys can say where the rest is."""
     for path in ALGS.values():
         assert read_yaml(path).get("extends", "qmix") in ALGS
+    for path in ENVS.values():
+        assert read_yaml(path).get("extends", "smax") in ENVS
 
 
 # --- files

@@ -8,7 +8,7 @@ import sys
 import pytest
 from helpers import read_run, run_main
 
-from config.schema import config_files
+from config.schema import config_files, read_yaml
 
 ALGS = sorted(config_files("algs"))
 TINY = {
@@ -32,6 +32,7 @@ ENVS = {
     # As many test battles as training battles: a batch of another size would be compiled anew.
     "smax": (("jax", "jaxmarl"), {"t_max": 300, "batch_size_run": 8, "test_nepisode": 8, "env_args.time_limit": 12}),
     "sc2": (("smac",), {"t_max": 120}),
+    "sc2_gen_terran": (("smacv2",), {"t_max": 120}),
 }
 
 
@@ -42,7 +43,9 @@ def _own_import_path(monkeypatch, tmp_path):
 
 
 def test_every_environment_has_settings_here():
-    assert sorted(ENVS) == sorted(config_files("envs"))
+    assert sorted(ENVS) == sorted(
+        name for name, path in config_files("envs").items() if "extends" not in read_yaml(path)
+    )
     assert {"iql", "vdn", "qmix", "greedy_qmix"} <= set(ALGS)
 
 
@@ -52,7 +55,7 @@ def test_it_trains(alg, env, tmp_path):
     packages, settings = ENVS[env]
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         pytest.skip(f"{', '.join(missing)} not installed")
-    if env == "sc2" and not os.path.isdir(os.environ.get("SC2PATH", "")):
+    if env.startswith("sc2") and not os.path.isdir(os.environ.get("SC2PATH", "")):
         pytest.skip("StarCraft II is not at $SC2PATH")
     intervals = {f"{name}interval": 1 for name in ("log_", "runner_log_", "learner_log_")} | {"test_interval": 60}
     options = [f"{key}={value}" for key, value in {**TINY, **intervals, **settings}.items()]
