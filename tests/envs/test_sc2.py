@@ -11,6 +11,7 @@ import yaml
 from google.protobuf import descriptor_pb2
 
 from envs import s2clientprotocol_compat, sc2
+from envs.multiagentenv import EnvCrash
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,22 +36,44 @@ def game(tmp_path, monkeypatch):
 class ScriptedSmac:
     """In place of SMAC's class where the package is not needed: returns what a test wrote down."""
 
-    n_agents, episode_limit, force_restarts, battles_game = 3, 60, 1, 0
+    n_agents, episode_limit, battles_game = 3, 60, 0
     _sc2_proc = None
+    fails = None
 
     def __init__(self, map_name="8m", difficulty="7", step_mul=8):
         self.difficulty = difficulty
         self.result = (0, False, {})
 
     def step(self, actions):
+        if self.fails == "as SMAC notices it":
+            try:
+                raise NoAnswer("no answer")
+            except NoAnswer:
+                self.full_restart()
+                return 0, True, {}
+        if self.fails:
+            raise NoAnswer("no answer")
         return self.result
+
+    reset = step
+
+    def full_restart(self):
+        raise AssertionError("the adapter takes its place")
+
+    def close(self):
+        raise NoAnswer("the game is gone")
+
+
+class NoAnswer(Exception):
+    """In place of what pysc2 raises."""
 
 
 @pytest.fixture
 def scripted(game, monkeypatch):
     """The adapter over `ScriptedSmac`."""
     files = {name: f"SMAC_Maps/{name}.SC2Map" for name in ("3m", "8m", "5m_vs_6m")}
-    monkeypatch.setattr(sc2, "load_smac", lambda: sc2.Smac(ScriptedSmac, files))
+    arguments = ("map_name", "difficulty", "step_mul")
+    monkeypatch.setattr(sc2, "load_smac", lambda: sc2.Smac(ScriptedSmac, arguments, files, (NoAnswer,)))
     return sc2.StarCraft2Env
 
 
@@ -151,17 +174,24 @@ def test_an_unknown_map_names_the_nearest(scripted):
 
 
 def test_an_unknown_argument_names_the_nearest(scripted):
-    assert "env_args.step_mull: SMAC has no such argument (did you mean 'step_mul'?)" in message(step_mull=4)
+    text = message(step_mull=4)
+    assert "env_args.step_mull: StarCraft2Env has no such argument (did you mean 'step_mul'?)" in text
 
 
 # What the adapter changes
 
 
-def test_a_crash_of_the_game_is_an_error_not_a_defeat(scripted):
+@pytest.mark.parametrize("how", ["as SMAC notices it", "as SMAC does not notice it"])
+def test_a_crash_of_the_game_is_an_error_not_a_defeat(scripted, how):
     env = scripted()
-    env.env.result = (0, True, {})
-    with pytest.raises(RuntimeError, match="crashed or stopped answering during a battle on 3m"):
+    env.env.fails = how
+    message = r"crashed, stopped answering or did not start on 3m \(NoAnswer: no answer\)"
+    with pytest.raises(EnvCrash, match=message):
         env.step([1, 1, 1])
+    env.env.reset = lambda: env.env.step([])
+    with pytest.raises(EnvCrash, match=message):
+        env.reset()
+    env.close()
 
 
 def test_info_holds_numbers(scripted):
@@ -273,6 +303,7 @@ def test_whole_episodes_are_lost_and_won(make_env):
         "n_actions": 9,
         "n_agents": 3,
         "episode_limit": 60,
+        "individual_reward": False,
     }
     assert env.seed() == 1
 
@@ -307,14 +338,29 @@ def test_the_time_limit_is_a_truncation_where_smac_says_so(make_env, continuing)
 
 
 @needs_smac
-def test_a_killed_game_is_an_error_and_the_next_episode_plays(make_env):
+@pytest.mark.parametrize("battles", [0, 1])
+def test_a_killed_game_is_an_error_and_leaves_no_process(make_env, battles):
+    """In the first battle, too, where SMAC itself would start a second game and lose sight of the first."""
     env = make_env()
-    play(env, fight)
+    for _ in range(battles):
+        play(env, fight)
     env.reset()
-    env.env._sc2_proc._proc.kill()
-    with pytest.raises(RuntimeError, match="restart 1"):
+    game = env.env._sc2_proc._proc
+    game.kill()
+    with pytest.raises(EnvCrash, match="3m"):
         env.step([1, 1, 1])
-    assert play(env, stand)[-1][2]["dead_allies"] == 3.0
+    assert env.env._sc2_proc._proc is game
+    env.close()
+    assert game.returncode is not None
+
+
+@needs_smac
+@pytest.mark.parametrize(("fault", "reason"), [("garbage=1", "DecodeError"), ("refuse=1", "ConnectError")])
+def test_a_game_that_answers_nonsense_or_does_not_start_is_an_error(make_env, monkeypatch, fault, reason):
+    monkeypatch.setenv("FAKE_SC2_FAULTS", fault)
+    env = make_env()
+    with pytest.raises(EnvCrash, match=reason):
+        play(env, fight)
 
 
 @needs_smac
