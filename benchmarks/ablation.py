@@ -2,7 +2,7 @@
 
 Writes ablation_ENV.json and ablation_ENV.png to results/published and prints the table as markdown. A run scores its
 last test, or the mean of its last tests; scores are summed up by their interquartile mean over tasks and seeds, with
-a 95% bootstrap interval (Agarwal et al. 2021).
+a 95% interval of the stratified bootstrap: seeds are drawn again within each task (Agarwal et al. 2021).
 
   python benchmarks/ablation.py --env greed_games --seeds 5
   python benchmarks/ablation.py --env smax --seeds 5
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from greed import SETTINGS as GREED_SETTINGS
-from sweep import PUBLISHED, ROOT, Job, machine, run_jobs, summarise
+from sweep import PUBLISHED, ROOT, Job, machine, run_jobs, summarise_tasks
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,10 @@ def main() -> None:
     for choice in args.choices:
         for option in CHOICES[choice]:
             runs = [r for r in records if r["method"] == f"{choice}: {option}"]
-            table[f"{choice}: {option}"] = summarise([score(r, environment) for r in runs])
+            by_task = {task: [r for r in runs if r["group"].rpartition(" ")[0] == task] for task in environment.tasks}
+            table[f"{choice}: {option}"] = summarise_tasks(
+                {task: [score(r, environment) for r in found] for task, found in by_task.items()}
+            )
     PUBLISHED.mkdir(parents=True, exist_ok=True)
     settings = vars(args) | {"tasks": environment.tasks, "metric": environment.metric, "tests": environment.tests}
     report = {"settings": settings, "machine": machine(), "table": table}
@@ -163,12 +166,17 @@ def draw(table: dict, metric: str, title: str, path) -> None:
 
 
 def as_markdown(table: dict, metric: str) -> str:
-    lines = [f"| choice | option | {metric} | 95% interval | runs |", "|---|---|---|---|---|"]
+    tasks = list(next(iter(table.values()))["tasks"])
+    columns = tasks if len(tasks) > 1 else []
+    head = ["choice", "option", metric, "95% interval", "runs", *columns]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, found in table.items():
         choice, option = name.split(": ")
         failed = f" ({found['failed']} failed)" if found["failed"] else ""
         interval = f"[{found['low']:.2f}, {found['high']:.2f}]"
-        lines.append(f"| {choice} | {option} | {found['iqm']:.2f} | {interval} | {found['runs']}{failed} |")
+        means = [f"{found['tasks'].get(task, float('nan')):.2f}" for task in columns]
+        cells = [choice, option, f"{found['iqm']:.2f}", interval, f"{found['runs']}{failed}", *means]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -148,6 +148,25 @@ def summarise(values) -> dict:
     }
 
 
+def summarise_tasks(values: dict[str, list[float]], resamples: int = 5000) -> dict:
+    """`summarise` over the runs of several tasks, as rliable does: pooled, and resampled within each task.
+
+    Tasks are fixed, only seeds are chance. Also the mean of each task alone.
+    """
+    finite = {task: np.asarray(runs, float)[np.isfinite(runs)] for task, runs in values.items()}
+    pooled = np.concatenate(list(finite.values()))
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([rng.choice(runs, (resamples, len(runs))) for runs in finite.values() if len(runs)], axis=1)
+    low, high = np.quantile(iqm(drawn), [0.025, 0.975])
+    return summarise(pooled) | {
+        "low": float(low),
+        "high": float(high),
+        "runs": sum(map(len, values.values())),
+        "failed": sum(map(len, values.values())) - len(pooled),
+        "tasks": {task: float(np.mean(runs)) for task, runs in finite.items() if len(runs)},
+    }
+
+
 def machine() -> dict:
     """Where and with what versions something was measured."""
     models = [
