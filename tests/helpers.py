@@ -1,9 +1,13 @@
 """What several tests share: configurations, random episodes, small learners and scripted environments."""
 
 import copy
+import importlib.util
 import json
 import logging
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -19,8 +23,23 @@ from envs.vector_env import Observation, VectorEnv, VectorStep
 from learners import REGISTRY as learner_REGISTRY
 from main import main
 
+FAKE_SC2 = Path(__file__).resolve().parent / "fake_sc2"
 OBS, STATE, AGENTS, ACTIONS, LIMIT = 4, 5, 3, 4, 6  # sizes of the random episodes
 SIZES = {"n_agents": AGENTS, "n_actions": ACTIONS, "obs_shape": OBS, "state_shape": STATE, "episode_limit": LIMIT}
+
+
+# --- the stand-in for StarCraft II
+
+
+def fake_sc2(name: str) -> ModuleType:
+    """A module of the stand-in game, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"fake_sc2_{name}", FAKE_SC2 / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
 
 
 # --- configurations

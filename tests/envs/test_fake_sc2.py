@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import fake_sc2
 
 from envs import s2clientprotocol_compat
 
@@ -22,18 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAKE = ROOT / "tests/fake_sc2"
 
 
-def load(name: str) -> ModuleType:
-    """A module of the stand-in game, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"fake_sc2_{name}", FAKE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
-
-
-battle, connection, faults = load("battle"), load("connection"), load("faults")
+battle, connection, faults = fake_sc2("battle"), fake_sc2("connection"), fake_sc2("faults")
 AGENT, ENEMY = battle.AGENT, battle.ENEMY
 SMAC_MAPS = [name for name, (agents, _) in battle.MAPS.items() if agents]
 
@@ -525,14 +515,7 @@ def test_a_bad_command_ends_the_game(start):
 @pytest.fixture
 def game(tmp_path, monkeypatch):
     """A folder that looks like StarCraft II with all maps."""
-    binary = tmp_path / "Versions/Base75689/SC2_x64"
-    binary.parent.mkdir(parents=True)
-    binary.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
-    binary.chmod(0o755)
-    (tmp_path / "Maps/SMAC_Maps").mkdir(parents=True)
-    for name in battle.MAPS:
-        (tmp_path / f"Maps/SMAC_Maps/{name}.SC2Map").touch()
-    monkeypatch.setenv("SC2PATH", str(tmp_path))
+    monkeypatch.setenv("SC2PATH", str(fake_sc2("install").install(tmp_path, battle.MAPS)))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from google.protobuf import descriptor_pb2
+from helpers import fake_sc2
 
 from envs import s2clientprotocol_compat, sc2
 from envs.multiagentenv import EnvCrash
@@ -21,14 +22,7 @@ ENV_ARGS = yaml.safe_load((ROOT / "src/config/envs/sc2.yaml").read_text())["env_
 @pytest.fixture
 def game(tmp_path, monkeypatch):
     """A folder that looks like StarCraft II with the maps 3m and 5m_vs_6m, and starts the stand-in game."""
-    folder = tmp_path / "StarCraftII"
-    binary = folder / "Versions/Base75689/SC2_x64"
-    binary.parent.mkdir(parents=True)
-    binary.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/fake_sc2" "$@"\n')
-    binary.chmod(0o755)
-    (folder / "Maps/SMAC_Maps").mkdir(parents=True)
-    for name in ("3m", "5m_vs_6m"):
-        (folder / f"Maps/SMAC_Maps/{name}.SC2Map").touch()
+    folder = fake_sc2("install").install(tmp_path / "StarCraftII", maps=("3m", "5m_vs_6m"))
     monkeypatch.setenv("SC2PATH", str(folder))
     return folder
 
