@@ -189,7 +189,9 @@ class Experiment:
         print(format_table(rows, f"Evaluation of {self.args.name} on {_env_title(self.args)}"))
         if self.args.save_replay:
             try:
-                self.runner.save_replay()
+                saved = self.runner.save_replay()
+                for path in saved if isinstance(saved, list) else [saved]:
+                    print(f"Replay: {path}" if path else "The environment has saved its replay")
             except NotImplementedError as error:
                 raise UserError(f"save_replay=True: {error}; set save_replay=False") from error
         return summary

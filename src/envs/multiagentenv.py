@@ -76,6 +76,7 @@ class MultiAgentEnv(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not report its seed")
 
     def save_replay(self):
+        """Save what was played so far; may return where."""
         raise NotImplementedError(f"{type(self).__name__} cannot save replays")
 
     def get_stats(self) -> dict:

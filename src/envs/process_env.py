@@ -158,8 +158,9 @@ class ProcessVectorEnv(VectorEnv):
             self._pump()
         return self._outcome()
 
-    def save_replay(self) -> None:
-        self._call("save_replay")
+    def save_replay(self) -> list:
+        """Save what each environment has played so far; returns what each says, such as a file's path."""
+        return self._call("save_replay")
 
     def get_stats(self) -> dict:
         """Each statistic of the environments, as a list with one entry for each environment."""
@@ -297,13 +298,14 @@ class ProcessVectorEnv(VectorEnv):
         self._memory_fd = os.memfd_create("environments")  # has no name in the file system: nothing to clean up
         os.truncate(self._memory_fd, self._layout.nbytes)
         self._shared = self._layout.arrays(mmap.mmap(self._memory_fd, self._layout.nbytes))
-        self._seen = {key: torch.from_numpy(self._shared[key]) for key in ("obs", "state", "avail")}
         E, N = self.n_envs, self.n_agents
-        self._now = Observation(
-            obs=torch.zeros(E, N, self.obs_size, device=self.device),
-            state=torch.zeros(E, self.state_size, device=self.device),
-            avail=torch.zeros(E, N, self.n_actions, dtype=torch.int32, device=self.device),
-        )
+        # What all environments show now: in this process's memory, and the same or a copy of it on the device.
+        self._host = {
+            "obs": np.zeros((E, N, self.obs_size), dtype=np.float32),
+            "state": np.zeros((E, self.state_size), dtype=np.float32),
+            "avail": np.zeros((E, N, self.n_actions), dtype=np.int32),
+        }
+        self._now = Observation(**{key: torch.from_numpy(seen).to(self.device) for key, seen in self._host.items()})
 
     # What the environments answered
 
@@ -351,13 +353,20 @@ class ProcessVectorEnv(VectorEnv):
 
     def _show(self, rows: list[int], place: int) -> None:
         """Copy what these environments show at this place into `_now`."""
-        if rows:
-            for key, seen in self._seen.items():
-                target = getattr(self._now, key)
-                target[rows] = seen[place, rows].to(target.device, target.dtype)
+        if not rows:
+            return
+        for key, host in self._host.items():
+            host[rows] = self._shared[key][place, rows]
+            now = getattr(self._now, key)
+            if now.device.type != "cpu":
+                now[rows] = torch.from_numpy(host[rows]).to(now.device)
 
     def _call(self, method: str) -> list:
-        """What a method of each environment returns. Waits until all are ready."""
+        """What a method of each environment returns. Waits until all are ready.
+
+        Raises:
+            NotImplementedError: they do not have it.
+        """
         for one in self._workers:
             one.values.clear()
         while not all(one.values for one in self._workers):
@@ -365,7 +374,11 @@ class ProcessVectorEnv(VectorEnv):
                 if one.state is _State.READY and not one.values:
                     self._send(one, worker.CALL, method.encode())
             self._pump()
-        return [one.values.pop() for one in self._workers]
+        values = [one.values.pop() for one in self._workers]
+        for value in values:
+            if isinstance(value, NotImplementedError):
+                raise value
+        return values
 
 
 def _ending(process: subprocess.Popen) -> str:

@@ -150,11 +150,17 @@ class StarCraft2Env(MultiAgentEnv):
             raise UserError(f"SMAC's renderer does not load here ({error}); save a replay instead") from error
         return self.env.render(mode)
 
-    def save_replay(self) -> None:
-        """Write what this game process has played so far to `replay_dir`, below `$SC2PATH/Replays` if relative."""
-        if self._battle._sc2_proc is None:
+    def save_replay(self) -> str:
+        """Write what this game process has played so far; returns the file.
+
+        It lies in `replay_dir`, below `$SC2PATH/Replays` if relative. Its name holds the seed, because SMAC's own names
+        are the same for all games that save in the same second.
+        """
+        battle = self._battle
+        if battle._sc2_proc is None:
             raise RuntimeError("no replay to save: the game has not started, call reset() first")
-        self.env.save_replay()
+        prefix = f"{battle.replay_prefix or self.map_name}_seed{self.seed()}"
+        return battle._run_config.save_replay(battle._controller.save_replay(), battle.replay_dir or "", prefix)
 
     def seed(self) -> int | None:
         return self.env.seed()

@@ -147,8 +147,8 @@ class SerialVectorEnv(VectorEnv):
     def get_stats(self) -> dict:
         return self.envs[0].get_stats()
 
-    def save_replay(self):
-        self.envs[0].save_replay()
+    def save_replay(self) -> list:
+        return [env.save_replay() for env in self.envs]
 
     @staticmethod
     def _observe(env: MultiAgentEnv) -> tuple[Any, Any, Any]:
@@ -219,7 +219,7 @@ class SingleEnv(MultiAgentEnv):
         return self.vector_env.get_stats()
 
     def save_replay(self):
-        self.vector_env.save_replay()
+        return self.vector_env.save_replay()
 
     def close(self) -> None:
         self.vector_env.close()

@@ -26,7 +26,7 @@ BUILD = b"b"  # with (name, env_args): make the environment; answers INFO with t
 ATTACH = b"a"  # with (Layout, row) and the memory's file descriptor: start the first episode; answers FRESH
 RESET = b"r"  # start another episode; answers FRESH
 STEP = b"s"  # play the actions that lie in memory; answers STEPPED, or ENDED and later FRESH
-CALL = b"c"  # with a method's name: call it; answers VALUE with what it returned
+CALL = b"c"  # with a method's name: call it; answers VALUE with what it returned, or a NotImplementedError
 INFO, FRESH, STEPPED, ENDED, VALUE = b"i", b"f", b"p", b"e", b"v"
 FAILED = b"x"  # instead of any answer, with (message, whether it is a UserError); the worker ends
 PACKET = 1 << 17  # bytes of the largest packet
@@ -137,7 +137,11 @@ class Worker:
         self.reset(b"")
 
     def call(self, payload: bytes) -> None:
-        self.channel.send(VALUE + pickle.dumps(getattr(self.env, payload.decode())()))
+        try:
+            value = getattr(self.env, payload.decode())()
+        except NotImplementedError as error:  # an environment that cannot, which is no failure
+            value = error
+        self.channel.send(VALUE + pickle.dumps(value))
 
     def show(self, place: int) -> None:
         self.shared["obs"][place, self.row] = self.env.get_obs()

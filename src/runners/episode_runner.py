@@ -38,8 +38,8 @@ class EpisodeRunner:
     def get_env_info(self) -> dict:
         return self.env.get_env_info()
 
-    def save_replay(self) -> None:
-        self.env.save_replay()
+    def save_replay(self):
+        return self.env.save_replay()
 
     def close_env(self) -> None:
         self.env.close()

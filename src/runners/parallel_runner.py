@@ -58,6 +58,8 @@ class ParallelRunner(VectorRunner):
 
     def _make_env(self, n_envs: int, env_args: dict, label: str) -> ProcessVectorEnv:
         args, log = self.args, self.logger.console_logger
+        if args.evaluate and label != "worker":
+            return self.env  # nothing is trained, so it is free
         output = Path(args.local_results_path) / "workers" / args.unique_token
         first = env_args["seed"]
         seeds = f"seed {first}" if n_envs == 1 else f"seeds {first} to {first + n_envs - 1}"
@@ -81,5 +83,5 @@ class ParallelRunner(VectorRunner):
         self._log_crashes()
 
     def _log_crashes(self) -> None:
-        crashes = sum(env.crashes for env in (self.env, self.test_env) if env is not None)
+        crashes = sum(env.crashes for env in {self.env, self.test_env} if env is not None)
         self.logger.log_stat("env_crashes", crashes, self.t_env)

@@ -169,8 +169,8 @@ class VectorRunner:
     def get_env_info(self) -> dict:
         return self.env.get_env_info()
 
-    def save_replay(self) -> None:
-        (self.test_env or self.env).save_replay()
+    def save_replay(self):
+        return (self.test_env or self.env).save_replay()
 
     def close_env(self) -> None:
         self.env.close()

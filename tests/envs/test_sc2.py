@@ -313,9 +313,10 @@ def test_whole_episodes_are_lost_and_won(make_env):
         "battles_won": 1, "battles_game": 2, "battles_draw": 0, "win_rate": 0.5, "timeouts": 0, "restarts": 0,
     }  # fmt: skip
 
-    env.save_replay()
+    path = env.save_replay()
     (replay,) = (Path(sc2.os.environ["SC2PATH"]) / "Replays").iterdir()
-    assert replay.name.startswith("3m_")
+    assert f"{replay}" == path
+    assert replay.name.startswith("3m_seed1_")
     env.close()
     env.close()
 
