@@ -1,16 +1,23 @@
 """What several tests share: configurations, random episodes, small learners and scripted environments."""
 
+import contextlib
 import copy
 import importlib.util
 import json
 import logging
+import os
+import signal
 import sys
-from dataclasses import dataclass
+import tempfile
+import time
+import uuid
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
+from plugins.misbehaving import ACTIONS, AGENTS, LIMIT, OBS, STATE, Episode, paid, script, shares, shown
+from plugins.misbehaving import ScriptedEnv as ScriptedEnv  # tests name it as helpers:ScriptedEnv
 from torch import nn
 
 from components.episode_buffer import EpisodeBatch
@@ -18,13 +25,11 @@ from components.transforms import OneHot
 from config.schema import Args, extend, freeze, load
 from controllers import REGISTRY as mac_REGISTRY
 from controllers import BasicMAC, GatedMAC
-from envs.multiagentenv import MultiAgentEnv
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from learners import REGISTRY as learner_REGISTRY
 from main import main
 
 FAKE_SC2 = Path(__file__).resolve().parent / "fake_sc2"
-OBS, STATE, AGENTS, ACTIONS, LIMIT = 4, 5, 3, 4, 6  # sizes of the random episodes
 SIZES = {"n_agents": AGENTS, "n_actions": ACTIONS, "obs_shape": OBS, "state_shape": STATE, "episode_limit": LIMIT}
 
 
@@ -74,17 +79,6 @@ def make_scheme(args) -> tuple[dict, dict, dict]:
 
 
 # --- random episodes
-
-
-@dataclass(frozen=True)
-class Episode:
-    """How one episode of a batch went: `length` steps, and its end: terminated, limit (cut there) or early (cut)."""
-
-    length: int
-    end: str
-
-    def __post_init__(self):
-        assert self.end in ("terminated", "limit", "early")
 
 
 EPISODES = (Episode(6, "terminated"), Episode(3, "terminated"), Episode(6, "limit"), Episode(4, "early"))
@@ -291,82 +285,11 @@ class RootMixer(nn.Module):
         return self.scale * agent_qs.sum(dim=2, keepdim=True) + (agent_qs.sum(dim=2, keepdim=True) * 0).sqrt()
 
 
-# --- scripted environments: everything that they show says where it was shown
-
-
-def script(env: int, episode: int) -> Episode:
-    """How `episode` (from 0) of environment `env` goes: any length, any end."""
-    rng = np.random.default_rng((env, episode))
-    length = int(rng.integers(1, LIMIT + 1))
-    if rng.random() < 0.5:
-        return Episode(length, "terminated")
-    return Episode(length, "limit" if length == LIMIT else "early")
-
-
-def shown(env: int, episode: int, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Observations (N, O), state (S,) and availability (N, A) at step t."""
-    place = 12.9898 * env + 78.233 * episode + 37.719 * t
-    obs = np.sin([[place * (1 + k) + 4.1 * i for k in range(OBS)] for i in range(AGENTS)])
-    state = np.array([env, episode, t, 10 * env + episode, 1])
-    avail = np.array([[1] + [(env + episode + t + i + a) % 3 > 0 for a in range(1, ACTIONS)] for i in range(AGENTS)])
-    return obs.astype(np.float32), state.astype(np.float32), avail.astype(np.int32)
-
-
-def paid(env: int, episode: int, t: int, actions) -> float:
-    """The reward of step t, different for all joint actions; whole numbers, so that sums are exact."""
-    return float(100_000 * env + 1_000 * episode + 100 * t + sum(4**i * int(a) for i, a in enumerate(actions)))
-
-
-def shares(reward: float) -> list[float]:
-    """What each agent earned of it."""
-    return [reward * (1 + i) / sum(range(1, AGENTS + 1)) for i in range(AGENTS)]
-
-
-class ScriptedEnv(MultiAgentEnv):
-    """One environment that follows `script`; its seed is its number."""
-
-    n_agents, episode_limit, individual_reward = AGENTS, LIMIT, True
-
-    def __init__(self, seed: int):
-        self.number, self.episode, self.t, self.closed = seed, -1, 0, False
-
-    def reset(self):
-        self.episode, self.t = self.episode + 1, 0
-        return self.get_obs(), self.get_state()
-
-    def step(self, actions):
-        plan = script(self.number, self.episode)
-        reward = paid(self.number, self.episode, self.t, actions)
-        self.t += 1
-        done = self.t == plan.length
-        info = {"last_step": self.t, "number": self.number} if done else {}
-        always = {"episode_limit": done and plan.end != "terminated", "individual_reward": shares(reward)}
-        return reward, done, info | always
-
-    def get_obs(self):
-        return list(shown(self.number, self.episode, self.t)[0])
-
-    def get_obs_size(self):
-        return OBS
-
-    def get_state(self):
-        return shown(self.number, self.episode, self.t)[1]
-
-    def get_state_size(self):
-        return STATE
-
-    def get_avail_actions(self):
-        return shown(self.number, self.episode, self.t)[2].tolist()
-
-    def get_total_actions(self):
-        return ACTIONS
-
-    def close(self):
-        self.closed = True
+# --- scripted environments (plugins/misbehaving.py): everything that they show says where it was shown
 
 
 class ScriptedVectorEnv(VectorEnv):
-    """The same environments, `seed` to `seed + n_envs - 1`, written as one batch."""
+    """The environments of `ScriptedEnv`, `seed` to `seed + n_envs - 1`, written as one batch."""
 
     n_agents, n_actions, obs_size, state_size, episode_limit = AGENTS, ACTIONS, OBS, STATE, LIMIT
     individual_reward = True
@@ -454,6 +377,70 @@ def sharpen(mac, factor: float = 3.0) -> None:
     with torch.no_grad():
         for parameter in mac.parameters():
             parameter.mul_(factor)
+
+
+# --- processes
+
+
+def wait_until(condition, seconds: float = 60.0) -> None:
+    """Wait for something that happens soon, on an idle machine at once."""
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, f"nothing happened within {seconds:g} s"
+        time.sleep(0.005)
+
+
+def process_table() -> dict[int, tuple[str, int, int]]:
+    """Every process's state (Z: ended, but its parent did not ask how), parent and group."""
+    table = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            state, parent, group = path.read_text().rpartition(")")[2].split()[:3]
+            table[int(path.parent.name)] = (state, int(parent), int(group))
+    return table
+
+
+def group_of(leader: int) -> list[int]:
+    """The processes of a group, zombies included."""
+    return [pid for pid, (_, _, group) in process_table().items() if group == leader]
+
+
+def zombies() -> set[int]:
+    """Those of this process."""
+    return {pid for pid, (state, parent, _) in process_table().items() if state == "Z" and parent == os.getpid()}
+
+
+def started_under(mark: str) -> list[int]:
+    """The living processes that were started since `nothing_left` has set this mark, by whomever."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if mark.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+@contextlib.contextmanager
+def nothing_left(tmp_path, monkeypatch):
+    """What is started inside leaves no process, no zombie and no temporary folder. Yields (mark, temporary folder)."""
+    mark, temporary, before = f"nothing_left_{uuid.uuid4()}", tmp_path / "temporary", zombies()
+    temporary.mkdir()
+    monkeypatch.setenv("MARK_OF_A_TEST", mark)
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # that it looks at TMPDIR again
+    yield mark, temporary
+    left = started_under(mark)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    assert zombies() <= before
+    assert list(temporary.iterdir()) == []
+
+
+def bury_orphans() -> None:
+    """Reap the zombies whose parents were killed: this process has adopted them if it has ever had a `Guard`."""
+    for pid in zombies():
+        os.waitpid(pid, 0)
 
 
 # --- whole runs
