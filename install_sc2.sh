@@ -21,6 +21,7 @@ python=${PYTHON:-$root/.venv/bin/python}
 cannot_place="cannot write to $game: make room there or mend its permissions, and run this again"
 offline=
 accepted=false
+files=true # the game and the maps
 packages=true
 smacv2=false
 only_check=false
@@ -40,6 +41,7 @@ Options:
   --offline DIR     take SC2.4.10.zip, SMAC_Maps.zip and, for --smacv2, SMACv2_Maps.zip from DIR instead of
                     downloading them
   --game-only       the game and the maps, no Python packages (these always come through pip)
+  --packages-only   the Python packages, no game and no maps
   --accept-license  agree to Blizzard's AI and Machine Learning License without being asked:
                     $LICENSE_URL
   --help            this text
@@ -106,10 +108,12 @@ list_file() { # TEST STATE_IF_ABSENT WHAT
 check() {
     local lines
     lines=$(
-        binary="$game/Versions/Base*/SC2_x64"
-        list_file has_game missing "StarCraft II, $(compgen -G "$binary" || say "$binary")"
-        list_file has_maps missing "SMAC's maps, $maps/*.SC2Map"
-        list_file has_smacv2_map "$(without_smacv2)" "SMACv2's map, $maps/$SMACV2_MAP"
+        if $files; then
+            binary="$game/Versions/Base*/SC2_x64"
+            list_file has_game missing "StarCraft II, $(compgen -G "$binary" || say "$binary")"
+            list_file has_maps missing "SMAC's maps, $maps/*.SC2Map"
+            list_file has_smacv2_map "$(without_smacv2)" "SMACv2's map, $maps/$SMACV2_MAP"
+        fi
         if ! $packages; then
             :
         elif command -v "$python" >/dev/null; then
@@ -297,6 +301,7 @@ while (($#)); do
             ;;
         --smacv2) smacv2=true ;;
         --game-only) packages=false ;;
+        --packages-only) files=false ;;
         --accept-license) accepted=true ;;
         --help | -h)
             usage
@@ -308,9 +313,11 @@ while (($#)); do
 done
 
 if ! $only_check; then
-    install_game
-    install_maps
-    if $smacv2; then install_smacv2_map; fi
+    if $files; then
+        install_game
+        install_maps
+        if $smacv2; then install_smacv2_map; fi
+    fi
     if $packages; then install_packages; fi
 fi
 if ! check; then

@@ -184,7 +184,7 @@ def assert_installed(game: Path) -> None:
 def test_help_names_every_option(install):
     result = install("--help")
     assert result.returncode == 0
-    for option in ("--check", "--smacv2", "--offline", "--game-only", "--accept-license", "SC2PATH"):
+    for option in ("--check", "--smacv2", "--offline", "--game-only", "--packages-only", "--accept-license", "SC2PATH"):
         assert option in result.stdout
 
 
@@ -487,6 +487,15 @@ def test_packages_that_are_there_are_left_alone(install, archives, python, tmp_p
     result = install("--offline", archives, "--smacv2", PYTHON=str(python))
     assert result.returncode == 0, result.stderr
     assert pip_calls(tmp_path) == []
+
+
+def test_packages_alone_need_neither_game_nor_license(install, python, tmp_path, game):
+    add_required_packages(tmp_path / "site")
+    add_package(tmp_path / "site", "smac", "1.0.0", f'{{"commit_id": "{SMAC[1]}"}}')
+    result = install("--packages-only", PYTHON=str(python))
+    assert result.returncode == 0, result.stderr
+    assert "StarCraft II" not in result.stdout
+    assert not game.exists()
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
