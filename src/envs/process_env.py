@@ -235,7 +235,10 @@ class ProcessVectorEnv(VectorEnv):
     def _send(self, one: _Worker, command: bytes, payload: bytes = b"", fds: tuple[int, ...] = ()) -> None:
         one.state, one.due = _State.BUSY, time.monotonic() + self.deadline
         with contextlib.suppress(ConnectionError):  # the next `_pump` notices its end
-            socket.send_fds(one.channel, [command + payload], fds)
+            if fds:
+                socket.send_fds(one.channel, [command + payload], fds)
+            else:
+                one.channel.send(command + payload)
 
     def _pump(self) -> None:
         """Wait until something happens, and deal with all that has."""
@@ -324,18 +327,24 @@ class ProcessVectorEnv(VectorEnv):
         if any(row in ended for row in began):
             final = Observation(final.obs.clone(), final.state.clone(), final.avail.clone())
         self._show(began, BEGUN)
-        info = {
-            key: self._by_row({row: values.get(key, 0.0) for row, values in ended.items()})
-            for key in dict.fromkeys(key for values in ended.values() for key in values)
-        }
+        shared, zeros = self._shared, np.zeros(self.n_envs, dtype=np.float32)
+        reward, terminated, truncated = zeros, zeros.astype(bool), zeros.astype(bool)
+        reward[rows] = shared["reward"][rows]
+        if ended:
+            terminated[rows], truncated[rows] = shared["terminated"][rows], shared["truncated"][rows]
+        info = {}
+        for key in dict.fromkeys(key for values in ended.values() for key in values):
+            info[key] = torch.zeros(self.n_envs, device=self.device)
+            for row, values in ended.items():
+                info[key][row] = values.get(key, 0.0)
         shares = None
         if self.individual_reward:
             shares = torch.zeros(self.n_envs, self.n_agents, device=self.device)
-            shares[rows] = torch.from_numpy(self._shared["individual_reward"][rows]).to(self.device)
+            shares[rows] = torch.from_numpy(shared["individual_reward"][rows]).to(self.device)
         return VectorStep(
-            reward=self._by_row({row: float(self._shared["reward"][row]) for row in rows}),
-            terminated=self._by_row({row: bool(self._shared["terminated"][row]) for row in ended}).bool(),
-            truncated=self._by_row({row: bool(self._shared["truncated"][row]) for row in ended}).bool(),
+            reward=torch.from_numpy(reward).to(self.device),
+            terminated=torch.from_numpy(terminated).to(self.device),
+            truncated=torch.from_numpy(truncated).to(self.device),
             next=self._now,
             final=final,
             info=info,
@@ -343,13 +352,6 @@ class ProcessVectorEnv(VectorEnv):
             rows=rows,
             began=began,
         )
-
-    def _by_row(self, values: dict[int, float]) -> torch.Tensor:
-        """(E,) float32 with these values, else 0."""
-        filled = np.zeros(self.n_envs, dtype=np.float32)
-        for row, value in values.items():
-            filled[row] = value
-        return torch.from_numpy(filled).to(self.device)
 
     def _show(self, rows: list[int], place: int) -> None:
         """Copy what these environments show at this place into `_now`."""
