@@ -7,7 +7,7 @@ T_MAX ?= 500000
 SEEDS ?= 10
 ENV ?= greed_games
 
-.PHONY: help setup train test theory check format docs bench greed ablation clean
+.PHONY: help setup doctor train test theory check format docs bench greed ablation clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -24,6 +24,10 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt requirements-cuda.txt
 		$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-cuda.txt; \
 	fi
 	@touch $@
+
+# Without setup: where that fails, this says why.
+doctor:  ## what is installed and usable (CONFIG=greedy_qmix ENV=smax: whether that could run)
+	@$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) src/doctor.py $(if $(CONFIG),--config=$(CONFIG) --env-config=$(ENV))
 
 train: setup  ## train greedy_qmix on SMAX 3m (SEED=1 T_MAX=500000)
 	$(RUN) src/main.py --config=greedy_qmix --env-config=smax with env_args.map_name=3m \

@@ -8,7 +8,9 @@ missing, and keeps to the syntax of older Pythons, so that it can say so.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import logging
 import os
 import pickle
 import platform
@@ -20,11 +22,13 @@ import tempfile
 import textwrap
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from utils.errors import UserError
@@ -45,23 +49,27 @@ Examples
 
 Marks: ok; note (worth knowing, nothing fails); missing; problem; not needed (by this config). Sizes are estimates.
 
-Exit code: 0 the run can start (with no config: Python, torch and requirements.txt's packages are in place), 1 it cannot,
-2 bad input.
+Exit code: 0 the run can start (without a config: Python, torch and requirements.txt's packages are in place),
+1 it cannot, 2 bad input.
 """
 
 ROOT = Path(__file__).resolve().parents[1]
 OK, NOTE, MISSING, PROBLEM, NOT_NEEDED = "ok", "note", "missing", "problem", "not needed"
 LEAST_PYTHON = (3, 11)
-INSTALL = "run `make setup` (or: pip install -r requirements.txt)"
-BUILDS = {  # number of a build of the game -> its version
-    *((55958, "3.16.1"), (60321, "4.1.2"), (67926, "4.6.1"), (69232, "4.6.2"), (70154, "4.7.1"), (71061, "4.8")),
-    *((71663, "4.8.2"), (73620, "4.8.6"), (74741, "4.9.2"), (75025, "4.9.3"), (75689, "4.10")),
+BUILDS = {  # of the game -> its version
+    55958: "3.16.1",
+    60321: "4.1.2",
+    67926: "4.6.1",
+    69232: "4.6.2",
+    70154: "4.7.1",
+    71663: "4.8.2",
+    73620: "4.8.6",
+    75025: "4.9.3",
+    75689: "4.10",
 }
 GAMES = ("sc2", "sc2v2")  # the environments that start StarCraft II
-ENV_PACKAGES = {  # of which the row `environment` says whether the config can do without
-    *("jax", "jaxlib", "flax", "jaxmarl"),
-    *("gymnasium", "lbforaging", "rware", "pettingzoo", "mpe2"),
-}
+# Of these the row `trial` says whether the config can do without.
+ENV_PACKAGES = ("jax", "jaxlib", "flax", "jaxmarl", "gymnasium", "lbforaging", "rware", "pettingzoo", "mpe2")
 
 # What cannot be measured before a run, about.
 MIB, GIB = 2**20, 2**30
@@ -164,7 +172,7 @@ def main(argv: list[str]) -> int:
                 config = read_config(options.config, options.env_config, options.overrides)
             except ImportError as error:  # nothing can be said of the run, but something of the machine
                 text = f"cannot be read: {error}"
-                rows = [Row("Run", "configuration", PROBLEM, text, INSTALL, needed=True)]
+                rows = [Row("Run", "configuration", PROBLEM, text, how_to_install(), needed=True)]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -175,9 +183,13 @@ def main(argv: list[str]) -> int:
         return 130
     title = f"{options.config} on {title_of(config)}" if config else ""
     if options.json:
-        print(json.dumps(as_json(rows, case, title), indent=2))
+        text = json.dumps(as_json(rows, case, title), indent=2)
     else:
-        print(format_rows(rows, title, min(shutil.get_terminal_size((120, 0)).columns, 120)))
+        text = format_rows(rows, title, min(shutil.get_terminal_size((120, 0)).columns, 120))
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # who reads it has seen enough; Python must not write the rest at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(any(row.fails for row in rows))
 
 
@@ -235,7 +247,7 @@ def run_probe(name: str, config: dict[str, Any] | None, seconds: float = PROBE_S
     try:
         return json.loads(done.stdout)
     except ValueError:
-        last = (done.stderr.decode(errors="replace").split("\n") or [""])[-2:][0]
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         return {"error": f"its process ended with {done.returncode}: {last[:300]}", "users_fault": False}
 
 
@@ -295,15 +307,24 @@ def probe_jax(_config) -> dict[str, Any]:
 
 
 def probe_record(_config) -> dict[str, Any]:
-    import sacred
-    from sacred.dependencies import get_commit_if_possible
-
+    try:
+        import sacred
+        from sacred.dependencies import get_commit_if_possible
+    except ModuleNotFoundError as error:
+        if error.name != "pkg_resources":
+            raise
+        version = installed("setuptools")
+        raise UserError(
+            f"sacred imports pkg_resources, not in setuptools {version}; pip install 'setuptools<82'"
+        ) from None
     found: dict[str, Any] = {"version": sacred.__version__}
     try:
         _, found["commit"], found["changed"] = get_commit_if_possible(str(ROOT / "src" / "main.py"), True)
     except Exception as error:  # of sacred, GitPython or git: each would end a run in the same way
-        lines = [line.strip(" '\"") for line in f"{error}".splitlines() if line.strip()] or [type(error).__name__]
-        found["git_error"] = next((line for line in lines if "fatal:" in line or "Cannot" in line), lines[0])
+        found["git_error"] = f"{error}".strip().partition("\n")[0]
+        if shutil.which("git"):  # its own words say more
+            asked = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+            found["git_error"] = asked.stderr.partition("\n")[0] or found["git_error"]
     return found
 
 
@@ -316,8 +337,6 @@ def probe_smac(_config) -> dict[str, Any]:
     found: dict[str, Any] = {"protobuf": api_implementation.Type(), "messages": "", "versions": {}}
     s2clientprotocol_compat.install()
     try:
-        import importlib
-
         request = importlib.import_module("s2clientprotocol.sc2api_pb2").Request(id=7)
         assert type(request).FromString(request.SerializeToString()).id == 7
         versions = importlib.import_module("pysc2.run_configs.lib").VERSIONS.values()
@@ -328,6 +347,8 @@ def probe_smac(_config) -> dict[str, Any]:
         found["maps"] = dict(sc2.load_smac().map_files)
     except UserError as error:
         found["smac_error"] = f"{error}"
+    except Exception as error:  # likewise
+        found["smac_error"] = f"{type(error).__name__}: {error}; {sc2.REMEDY}"
     return found
 
 
@@ -341,32 +362,34 @@ def probe_mongo(_config) -> dict[str, Any]:
     import pymongo
     from pymongo import errors
 
-    milliseconds = 1000 * MONGO_SECONDS
+    url, milliseconds = os.environ["MONGO_URL"], 1000 * MONGO_SECONDS
     try:
-        client: Any = pymongo.MongoClient(
-            os.environ["MONGO_URL"], serverSelectionTimeoutMS=milliseconds, connectTimeoutMS=milliseconds
-        )
-    except (errors.PyMongoError, ValueError, TypeError):
-        # Without pymongo's words: of a misread URL they may quote the password.
+        client: Any = pymongo.MongoClient(url, serverSelectionTimeoutMS=milliseconds, connectTimeoutMS=milliseconds)
+    except (errors.PyMongoError, ValueError, TypeError):  # their words, and what the URL holds, may be a password
         raise UserError(
-            "MONGO_URL is not understood; write mongodb://user:password@host:port/database, with "
-            "urllib.parse.quote_plus(password)"
+            "MONGO_URL is not understood (or, with mongodb+srv, not found); write "
+            "mongodb://user:password@host:port/database, the password through urllib.parse.quote_plus"
         ) from None
     with client:
         try:
             client.admin.command("ping")
+            return {"url": masked(url), "version": client.server_info()["version"]}
         except errors.OperationFailure as error:
-            details = error.details or {}
-            raise UserError(
-                f"the server refuses ({details.get('codeName', error.code)}); check user and password"
-            ) from None
+            reason = (error.details or {}).get("codeName", error.code)
+            raise UserError(f"{masked(url)} refuses ({reason}); check user and password") from None
         except errors.PyMongoError as error:
-            reason = re.search(r"\[Errno -?\d+\] [\w ]+|timed out|SSL\w*", f"{error}")
+            reason = re.search(r"\[Errno -?\d+\] [\w ]*\w|timed out|SSL\w*", f"{error}")
             raise UserError(
-                f"no server answers within {MONGO_SECONDS} s" + (f" ({reason[0]})" if reason else "") + "; "
-                "start it, mend MONGO_URL, or unset it to record in files alone"
+                f"{masked(url)} does not answer within {MONGO_SECONDS} s" + (f" ({reason[0]})" if reason else "") + "; "
+                "start the server, mend MONGO_URL, or unset it to record in files alone"
             ) from None
-        return {"version": client.server_info()["version"]}
+
+
+def masked(url: str) -> str:
+    """A URL without what may be secret: user, password and options."""
+    scheme, mark, rest = url.rpartition("://")
+    rest = rest.rpartition("@")[2].partition("?")[0]
+    return f"{scheme}{mark}{'***@' if '@' in url else ''}{rest}"
 
 
 def probe_run(config) -> dict[str, Any]:
@@ -379,8 +402,6 @@ def probe_run(config) -> dict[str, Any]:
     env.close()
     worker_bytes = resident_bytes()  # as much as a worker process holds
 
-    import logging
-
     import torch
 
     from components.episode_buffer import EpisodeBatch, episode_bytes
@@ -389,22 +410,13 @@ def probe_run(config) -> dict[str, Any]:
     from runners import REGISTRY as runner_REGISTRY
     from utils.logging import Logger
 
-    class Stub:
-        """In place of a runner."""
-
-        batch_size, t_env = 1, 0
-
-        def get_env_info(self):
-            return info
-
-        def setup(self, *_):
-            pass
-
+    # In place of the runner.
+    runner = SimpleNamespace(batch_size=1, t_env=0, get_env_info=lambda: info, setup=lambda *_: None)
     torch.set_num_threads(1)
     resolve("runner", config["runner"], runner_REGISTRY)
     args = freeze({**config, "use_cuda": False, "evaluate": True})  # to evaluate, no replay is allocated
     args = extend(args, device="cpu", unique_token="doctor")
-    experiment = Experiment(args, Logger(logging.getLogger("doctor")), Stub())
+    experiment = Experiment(args, Logger(logging.getLogger("doctor")), runner)
     learner, steps = experiment.learner, info["episode_limit"] + 1
 
     def update(episodes: int) -> int:
@@ -435,8 +447,6 @@ def probe_run(config) -> dict[str, Any]:
 
 def peak_bytes(work: Callable[[], Any]) -> int:
     """The most memory that torch holds at any time of this work, beyond what it held before."""
-    import weakref
-
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
@@ -466,7 +476,9 @@ def peak_bytes(work: Callable[[], Any]) -> int:
 
 
 def resident_bytes() -> int:
-    """What this process holds of the host's memory."""
+    """What this process holds of the host's memory; 0 where that is not known."""
+    if sys.platform != "linux":
+        return 0
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -492,16 +504,17 @@ def check_python(_case: Case, version: tuple[int, ...] = tuple(sys.version_info[
 
 
 def check_platform(case: Case) -> Finding:
-    text = f"{platform.system()} {platform.release()}, {platform.machine()}, {core_count()} core(s) for this process"
+    text = f"{platform.system()} {platform.release()} on {platform.machine()}, {core_count()} core(s)"
     if case.config and case.config["runner"] == "parallel" and sys.platform != "linux":
         return Finding(PROBLEM, text, "runner=parallel needs Linux; set runner=vector or runner=episode")
     return Finding(OK, text)
 
 
-def core_count() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def core_count(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """The cores that this process may use, within its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit, _, period = quota.read_text().partition(" ") if quota.exists() else ("max", "", "")
+    return cores if limit == "max" else min(cores, max(1, int(limit) // int(period)))
 
 
 def check_memory(case: Case) -> Finding:
@@ -517,59 +530,60 @@ def check_memory(case: Case) -> Finding:
 
 
 def check_gpu(case: Case) -> Finding:
-    config = case.config or {}
-    found = case.ask("torch")
+    config, found = case.config or {}, case.ask("torch")
     driver, seen = nvidia_gpus()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    within = "" if chosen is None else f" (CUDA_VISIBLE_DEVICES={chosen})"
-    if not found["gpus"]:
-        why = f"torch finds none{within}" + (f": {found['why']}" if found["why"] else "")
-        if found["cuda"] is None:
-            why = f"torch {found['version']} is built without CUDA"
-        fallback = "train on the CPU"
-        if seen:
-            text = f"{why}, but the driver{driver} shows {', '.join(seen)}"
-            remedy = "install the torch of requirements.txt, or a driver that is as new as it needs"
-        else:
-            text, remedy = f"{why}; nvidia-smi shows none either", "set require_cuda=False to train on the CPU"
-        if config.get("use_cuda") and config["require_cuda"]:
-            return Finding(MISSING, f"{text} (require_cuda=True)", remedy)
-        if seen and (not config or config["use_cuda"]):
-            return Finding(NOTE, f"{text}; runs {fallback}", remedy)
-        return Finding(OK, f"none: runs {fallback}")
-    lines = []
-    for index, gpu in enumerate(found["gpus"]):
-        if "error" in gpu:
-            lines.append(f"{index}: {gpu['name']}, unusable: {gpu['error']}")
-        else:
-            lines.append(f"{index}: {gpu['name']}, {show(gpu['free'])} of {show(gpu['total'])} free")
-    text = "; ".join(lines) + f"; CUDA {found['cuda']}, driver{driver or ' unknown'}{within}"
+    within = f" (CUDA_VISIBLE_DEVICES={chosen})" if chosen is not None else ""
+    gpus = found["gpus"]
+    if not gpus:
+        return _without_gpu(config, found, driver, seen, within)
+    text = "; ".join(
+        f"{index}: {gpu['name']}, "
+        + (f"unusable: {gpu['error']}" if "error" in gpu else f"{show(gpu['free'])} of {show(gpu['total'])} free")
+        for index, gpu in enumerate(gpus)
+    )
+    text += f"; CUDA {found['cuda']}, driver {driver or 'unknown'}{within}"
     if config and not config["use_cuda"]:
-        return Finding(OK, f"{text}; not used (use_cuda=False)")
-    first = found["gpus"][0]
-    if "error" in first:
-        return Finding(PROBLEM, text, "choose another one with CUDA_VISIBLE_DEVICES, or set use_cuda=False")
+        return Finding(OK, f"{text}; not used, as use_cuda=False")
+    if "error" in gpus[0]:
+        return Finding(PROBLEM, text, "choose another GPU with CUDA_VISIBLE_DEVICES, or set use_cuda=False")
     sizes = case.sizes()
     if sizes is None:
         return Finding(OK, text)
-    remedy = (
-        "set buffer_cpu_only=True or a smaller buffer_size, choose another GPU with CUDA_VISIBLE_DEVICES, or free it"
-    )
-    compared = compare(first["free"], gpu_needs(config, sizes), "free on GPU 0", remedy)
-    return Finding(compared.mark, f"{text}; {compared.text}", compared.remedy)
+    remedy = "set buffer_cpu_only=True or a smaller buffer_size, or choose another GPU with CUDA_VISIBLE_DEVICES"
+    memory = compare(gpus[0]["free"], gpu_needs(config, sizes), "free", remedy)
+    return Finding(memory.mark, f"{text}; {memory.text}", memory.remedy)
+
+
+def _without_gpu(config: dict[str, Any], found: dict[str, Any], driver: str, seen: list[str], within: str) -> Finding:
+    if found["cuda"] is None:
+        why = f"torch {found['version']} is built without CUDA"
+    else:
+        why = f"torch finds none{within}" + (f": {found['why']}" if found["why"] else "")
+    remedy = "set require_cuda=False to train on the CPU"
+    if seen:
+        why += f", but nvidia-smi shows {', '.join(seen)}, driver {driver}"
+        remedy = (
+            "install the torch of requirements.txt, a driver that is new enough for it, or mend CUDA_VISIBLE_DEVICES"
+        )
+    if config and config["use_cuda"] and config["require_cuda"]:
+        return Finding(MISSING, f"{why} (require_cuda=True)", remedy)
+    if seen and (not config or config["use_cuda"]):
+        return Finding(NOTE, f"{why}; runs train on the CPU", remedy)
+    return Finding(OK, "none: runs train on the CPU")
 
 
 def nvidia_gpus() -> tuple[str, list[str]]:
-    """The driver's version, after a blank, and the names of the GPUs that it shows; nothing without nvidia-smi."""
+    """The version of NVIDIA's driver and the GPUs that it shows; nothing without nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return "", []
     query = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20)
     except subprocess.TimeoutExpired:
-        return " (nvidia-smi does not answer)", []
-    rows = [line.split(", ", 1) for line in done.stdout.splitlines() if ", " in line]
-    return (f" {rows[0][0]}", [name for _, name in rows]) if done.returncode == 0 and rows else ("", [])
+        return "unknown, as nvidia-smi does not answer", []
+    rows = [line.split(", ", 1) for line in done.stdout.splitlines() if ", " in line and done.returncode == 0]
+    return rows[0][0] if rows else "", [name for _, name in rows]
 
 
 def trains_on_gpu(case: Case) -> bool:
@@ -579,16 +593,13 @@ def trains_on_gpu(case: Case) -> bool:
 def check_disk(case: Case) -> Finding:
     folder = Path(case.config["local_results_path"] if case.config else "results").absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
+    remedy = "make room, mend its permissions, or set local_results_path"
     if not there.is_dir() or not os.access(there, os.W_OK):
-        return Finding(
-            PROBLEM, f"{there} is not a folder to write to", "mend its permissions, or set local_results_path"
-        )
+        return Finding(PROBLEM, f"{there} is not a folder to write to", remedy)
     free, sizes = free_disk(there), case.sizes()
-    if sizes is None:
+    if case.config is None or sizes is None:
         return Finding(OK, f"{show(free)} free in {folder}")
-    return compare(
-        free, disk_needs(case.config or {}, sizes), f"free in {folder}", "make room, or set local_results_path"
-    )
+    return compare(free, disk_needs(case.config, sizes), f"free in {folder}", remedy)
 
 
 def free_disk(folder: Path) -> int:
@@ -609,13 +620,17 @@ def check_requirements(case: Case, file: Path = ROOT / "requirements.txt") -> Fi
             others.append(f"{name} {found} (pinned: {pinned})")
     text = "; ".join([f"missing: {', '.join(pin for _, pin in missing)}"] * bool(missing) + others)
     if [name for name, _ in missing if case.config is None or name not in ENV_PACKAGES]:
-        python = ROOT / ".venv" / "bin" / "python"
-        elsewhere = python.exists() and Path(sys.prefix).resolve() != python.parents[1].resolve()
-        remedy = f"this Python is not the project's: run {shown(python)} src/doctor.py" if elsewhere else INSTALL
-        return Finding(MISSING, text, remedy)
+        return Finding(MISSING, text, how_to_install())
     if text:
-        return Finding(NOTE, text, INSTALL)
+        return Finding(NOTE, text, how_to_install())
     return Finding(OK, f"all {count} packages are there as pinned")
+
+
+def how_to_install() -> str:
+    python = ROOT / ".venv" / "bin" / "python"
+    if python.exists() and Path(sys.prefix).resolve() != python.parents[1].resolve():
+        return f"this Python is not the project's: use {python}"
+    return "run `make setup` (or: pip install -r requirements.txt)"
 
 
 def installed(name: str) -> str | None:
@@ -647,8 +662,9 @@ def check_sacred(case: Case) -> Finding:
 def check_git(case: Case) -> Finding:
     found = case.ask("record")
     if "git_error" in found:
-        unsafe = "ownership" in found["git_error"] or "detected dubious" in found["git_error"]
-        remedy = f"git config --global --add safe.directory {ROOT}" if unsafe else "install git, which sacred needs"
+        remedy = "install git, which sacred asks for the commit"
+        if "ownership" in found["git_error"]:
+            remedy = f"git config --global --add safe.directory {ROOT}"
         return Finding(PROBLEM, found["git_error"], remedy)
     if found["commit"] is None:
         return Finding(NOTE, "this is no git repository: runs will not record their commit")
@@ -657,21 +673,13 @@ def check_git(case: Case) -> Finding:
 
 
 def check_mongo(case: Case) -> Finding:
-    url = os.environ.get("MONGO_URL")
-    if not url:
+    if not os.environ.get("MONGO_URL"):
         return Finding(NOT_NEEDED, "MONGO_URL is not set: runs are recorded in files alone")
     try:
-        return Finding(OK, f"{masked(url)} answers, version {case.ask('mongo')['version']}")
-    except UserError as error:
-        finding = refused(error)
-        return Finding(PROBLEM, f"{masked(url)}: {finding.text}", finding.remedy)
-
-
-def masked(url: str) -> str:
-    """A URL without what may be secret: user, password and options."""
-    scheme, mark, rest = url.rpartition("://")
-    rest = rest.rpartition("@")[2].partition("?")[0]
-    return f"{scheme}{mark}{'***@' if '@' in url else ''}{rest}"
+        found = case.ask("mongo")
+    except UserError as error:  # no run fails for it: results are recorded in files as well
+        return refused(error, NOTE)
+    return Finding(OK, f"{found['url']} answers, version {found['version']}")
 
 
 def check_game(case: Case) -> Finding:
@@ -682,32 +690,34 @@ def check_game(case: Case) -> Finding:
         game = find_game()
     except UserError as error:
         return refused(error, MISSING)
-    binaries = {int(path.parent.name[4:] or 0): path for path in game.glob("Versions/Base*/SC2_x64")}
+    binaries = {int(path.parent.name.removeprefix("Base")): path for path in game.glob("Versions/Base*/SC2_x64")}
     names = [f"Base{build} (version {BUILDS.get(build, 'unknown')})" for build in sorted(binaries)]
     text = f"{game} ({origin}): {', '.join(names)}"
     locked = [path for path in binaries.values() if not os.access(path, os.X_OK)]
     if locked:
         return Finding(PROBLEM, f"{text}; {locked[0]} is not executable", f"chmod +x {locked[0]}")
     wanted = case.config["env_args"].get("game_version") if case.config and case.env in GAMES else None
-    if wanted and case.ask("smac")["versions"].get(wanted) not in binaries:
+    if wanted and (versions := case.ask("smac")["versions"]) and versions.get(wanted) not in binaries:
         return Finding(PROBLEM, f"{text}; not env_args.game_version={wanted}", "set env_args.game_version=None")
     return Finding(OK, f"{text}; found, not started")
 
 
 def check_maps(case: Case) -> Finding:
-    from envs.sc2 import find_game, find_map
-    from envs.sc2v2 import REMEDY as REMEDY_V2
+    from envs.sc2 import DEFAULT_GAME, find_map
+    from envs.sc2 import REMEDY as SC2_REMEDY
+    from envs.sc2v2 import REMEDY as SC2V2_REMEDY
 
-    game = find_game()
-    folder = game / "Maps" / "SMAC_Maps"
+    given = os.environ.get("SC2PATH")
+    game = Path(given).expanduser() if given else DEFAULT_GAME
+    folder = game / "Maps" / "SMAC_Maps"  # where both packages look
     count = len(list(folder.glob("*.SC2Map")))
     if not count:
-        return Finding(MISSING, f"none in {folder}", "run `bash install_sc2.sh`")
+        return Finding(MISSING, f"none in {folder}", SC2_REMEDY)
     text = f"{count} in {folder}"
     if case.config is None or case.env not in GAMES:
         return Finding(OK, text)
     name = case.config["env_args"]["map_name"]
-    probe, remedy = ("smac", "run `bash install_sc2.sh`") if case.env == "sc2" else ("smacv2", REMEDY_V2)
+    probe, remedy = ("smac", SC2_REMEDY) if case.env == "sc2" else ("smacv2", SC2V2_REMEDY)
     known = case.ask(probe).get("maps")
     if known is None:
         return Finding(NOTE, f"{text}; whether {name} is one of them, {probe} would have to say")
@@ -749,23 +759,20 @@ def check_pysc2(case: Case) -> Finding:
     text = f"{', '.join(versions)} ({found['protobuf']})"
     if found["messages"]:
         mark = MISSING if found["messages"].startswith("ModuleNotFoundError") else PROBLEM
-        return Finding(mark, f"{text}: {found['messages']}", "run `bash install_sc2.sh`")
+        return Finding(
+            mark, f"{text}; {found['messages'].removeprefix('ModuleNotFoundError: ')}", "run `bash install_sc2.sh`"
+        )
     if found["protobuf"] == "python":
         remedy = "unset PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION, or install the protobuf of requirements-sc2.txt"
-        return Finding(NOTE, f"{text}: the game's messages load, but are read many times slower", remedy)
-    return Finding(OK, f"{text}: the game's messages load")
+        return Finding(NOTE, f"{text}; the game's messages load, but are read many times slower", remedy)
+    return Finding(OK, f"{text}; the game's messages load")
 
 
-def check_environment(case: Case) -> Finding:
+def check_trial(case: Case) -> Finding:
     run = case.ask("run")
-    sizes = f"{run['n_agents']} agents, {run['n_actions']} actions, observations of {run['obs_shape']}"
-    return Finding(OK, f"{sizes}, state of {run['state_shape']}, up to {run['episode_limit']} steps")
-
-
-def check_learning(case: Case) -> Finding:
-    run, config = case.ask("run"), case.config or {}
-    replay = f"an episode of the replay {show(run['episode_bytes'])}"
-    return Finding(OK, f"{config['learner']} made a trial update; a model takes {show(run['model_bytes'])}, {replay}")
+    env = f"{run['n_agents']} agents, {run['n_actions']} actions, observations of {run['obs_shape']}"
+    env += f", state of {run['state_shape']}, up to {run['episode_limit']} steps"
+    return Finding(OK, f"{env}; the learner made an update; a saved model takes {show(run['model_bytes'])}")
 
 
 # --- what a run needs
@@ -773,29 +780,29 @@ def check_learning(case: Case) -> Finding:
 
 def host_needs(config: dict[str, Any], sizes: dict[str, Any], on_gpu: bool) -> dict[str, int]:
     """About the host's memory that a run takes, by part."""
-    needs = {"the process": sizes["process_bytes"] + RECORD_BYTES + (CUDA_HOST_BYTES if on_gpu else 0)}
+    needs = {"process": sizes["process_bytes"] + RECORD_BYTES + (CUDA_HOST_BYTES if on_gpu else 0)}
     if not on_gpu or config["buffer_cpu_only"]:
         needs |= _replay_needs(config, sizes)
     if not on_gpu:
-        needs["an update"] = _update_bytes(config, sizes)
+        needs["update"] = _update_bytes(config, sizes)
     envs = config["batch_size_run"]
     total = envs + min(envs, config["test_nepisode"]) if config["runner"] != "episode" else 1
     if config["runner"] == "parallel":
         needs[f"{total} environment processes"] = total * sizes["worker_bytes"]
     if config["env"] in GAMES:
-        needs[f"{total} game(s) of about {show(GAME_BYTES)}"] = total * GAME_BYTES
+        needs[f"{total} game(s)"] = total * GAME_BYTES
     return needs
 
 
 def gpu_needs(config: dict[str, Any], sizes: dict[str, Any]) -> dict[str, int]:
     """About the GPU's memory that a run takes, by part."""
     replay = {} if config["buffer_cpu_only"] else _replay_needs(config, sizes)
-    return {"CUDA itself": CUDA_BYTES, **replay, "an update": _update_bytes(config, sizes)}
+    return {"CUDA": CUDA_BYTES, **replay, "update": _update_bytes(config, sizes)}
 
 
 def _replay_needs(config: dict[str, Any], sizes: dict[str, Any]) -> dict[str, int]:
     stored = 0 if config["evaluate"] else config["buffer_size"]
-    return {f"a replay of {stored} episodes": sizes["episode_bytes"] * stored}
+    return {f"replay of {stored} episodes": sizes["episode_bytes"] * stored}
 
 
 def _update_bytes(config: dict[str, Any], sizes: dict[str, Any]) -> int:
@@ -816,21 +823,14 @@ def compare(free: int, needs: dict[str, int], where: str, remedy: str) -> Findin
     """Whether the sum of what is needed is there."""
     total = sum(needs.values())
     parts = ", ".join(f"{part} {show(size)}" for part, size in needs.items() if size)
-    text = f"{show(free)} {where}, needed are about {show(total)}: {parts}"
+    text = f"{show(free)} {where}; needs about {show(total)} ({parts})"
     return Finding(PROBLEM, text, remedy) if total > free else Finding(OK, text)
 
 
 def show(size: float) -> str:
     """Bytes in words (utils.memory has this too, but loads torch)."""
-    for unit, name in ((GIB, "GiB"), (MIB, "MiB")):
-        if size >= 0.1 * unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size / 1024:.1f} KiB"
-
-
-def shown(path: Path) -> str:
-    """A path as it is written from the current folder, if it lies in it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    unit, name = (GIB, "GiB") if size >= GIB else (MIB, "MiB") if size >= MIB else (1024, "KiB")
+    return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:.0f} {name}"
 
 
 # --- the table
@@ -844,7 +844,7 @@ def for_run(case: Case) -> bool:
     return case.config is not None
 
 
-def for_env(*names: str) -> Callable[[Case], bool]:
+def for_env(*names: str | None) -> Callable[[Case], bool]:
     return lambda case: case.env in names
 
 
@@ -857,7 +857,7 @@ CHECKS: list[tuple[str, str, Callable[[Case], bool], Callable[[Case], Finding]]]
     ("Machine", "disk", for_run, check_disk),
     ("Packages", "requirements.txt", always, check_requirements),
     ("Packages", "torch", always, check_torch),
-    ("Packages", "JAX", for_env("smax", None), check_jax),  # type: ignore
+    ("Packages", "JAX", for_env("smax", None), check_jax),
     ("Records", "sacred", always, check_sacred),
     ("Records", "git", always, check_git),
     ("Records", "MongoDB", for_run, check_mongo),
@@ -866,8 +866,7 @@ CHECKS: list[tuple[str, str, Callable[[Case], bool], Callable[[Case], Finding]]]
     ("StarCraft II", "pysc2", for_env(*GAMES), check_pysc2),
     ("StarCraft II", "smac", for_env("sc2"), check_smac),
     ("StarCraft II", "smacv2", for_env("sc2v2"), check_smacv2),
-    ("Run", "environment", for_run, check_environment),
-    ("Run", "learning", for_run, check_learning),
+    ("Run", "trial", for_run, check_trial),
 ]
 
 
@@ -884,7 +883,9 @@ def examine(case: Case) -> list[Row]:
             finding = refused(error)
         except Exception as error:  # a doctor does not fall ill: the error is what was found
             text = f"{error}" if isinstance(error, ProbeError) else f"{type(error).__name__}: {error}"
-            finding = Finding(PROBLEM, text, INSTALL if "ModuleNotFoundError" in text else "")
+            finding = Finding(PROBLEM, text)
+            if text.startswith("ModuleNotFoundError: "):
+                finding = Finding(MISSING, text.partition(": ")[2], how_to_install())
         if case.config is not None and not needed and finding.mark in (MISSING, PROBLEM):
             finding = Finding(NOT_NEEDED, finding.text)
         rows.append(Row(section, item, finding.mark, finding.text, finding.remedy, needed))
@@ -926,7 +927,7 @@ def verdict(rows: list[Row], title: str) -> str:
     if failing:
         return f"{title} cannot run here yet: see {failing}." if title else f"No run can start here yet: see {failing}."
     if title:
-        return f"{title} can run here."
+        return f"Nothing stands in the way of {title} here."
     return "Runs can start here. What one of them needs: --config=ALG --env-config=ENV."
 
 

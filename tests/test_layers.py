@@ -31,6 +31,7 @@ LAYERS = {
         "utils",
     },
     "main": {"config", "run", "utils"},
+    "doctor": {"components", "config", "envs", "run", "runners", "utils"},
 }
 PLUGIN = re.compile(r"(\w+)(\.\w+)*:\w+")  # how registries name a class that is imported only when it is asked for
 
