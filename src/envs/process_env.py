@@ -37,7 +37,7 @@ from utils.processes import Guard
 
 LONGEST_PAUSE = 60.0  # seconds before an environment that keeps failing is started again
 CLOSING = 5.0  # seconds that all workers together have to close their environments in peace
-TAIL = 20  # lines of a worker's output that an error shows
+TAIL, TAIL_BYTES = 20, 20_000  # lines of a worker's output that an error shows, and where to look for them
 
 
 class _State(Enum):
@@ -67,7 +67,7 @@ class _Worker:
     def tail(self) -> str:
         """The last lines of what the process has printed since its launch."""
         with self.output.open("rb") as file:
-            file.seek(self.output_start)
+            file.seek(max(self.output_start, self.output.stat().st_size - TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
         return "\n".join(f"  | {line}" for line in lines[-TAIL:]) or "  | (nothing)"
 
@@ -187,18 +187,23 @@ class ProcessVectorEnv(VectorEnv):
         one.channel, one.temporary = ours, Path(tempfile.mkdtemp(prefix="env-"))
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        with one.output.open("ab") as output:
+        with theirs, one.output.open("ab") as output:
             one.output_start = output.tell()
-            one.process = self._guard.start(
-                [sys.executable, "-u", "-m", "envs.worker", str(theirs.fileno())],
-                one.temporary,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **threads, "PYTHONPATH": path, "TMPDIR": str(one.temporary)},
-            )
-        theirs.close()
+            try:
+                one.process = self._guard.start(
+                    [sys.executable, "-u", "-m", "envs.worker", str(theirs.fileno())],
+                    one.temporary,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **threads, "PYTHONPATH": path, "TMPDIR": str(one.temporary)},
+                )
+            except OSError as error:  # too little memory, or too many processes
+                ours.close()
+                one.temporary.rmdir()
+                self._count_failure(one, f"its process cannot be started: {error}")
+                return
         self._selector.register(ours, selectors.EVENT_READ, one)
         env_args = dict(self.env_args)
         if env_args.get("seed") is not None:
@@ -209,20 +214,22 @@ class ProcessVectorEnv(VectorEnv):
 
     def _crash(self, one: _Worker, reason: str) -> None:
         """Kill what is left of a worker, and plan its next start."""
-        tail = one.tail()
         self._selector.unregister(one.channel)
         one.channel.close()
         self._guard.kill(one.process, one.temporary)
         one.process = None
         if one.row in self._began:
             self._began.remove(one.row)
+        self._count_failure(one, reason)
+
+    def _count_failure(self, one: _Worker, reason: str) -> None:
         self.crashes += 1
         one.crashes_in_row += 1
         if one.crashes_in_row >= self.crash_limit:
             raise EnvCrash(
                 f"environment {one.row} of {self.name} failed {one.crashes_in_row} times in a row without a whole "
                 f"episode between (env_crash_limit={self.crash_limit}), the last time: {reason}; "
-                f"the end of its output, {one.output}:\n{tail}"
+                f"the end of its output, {one.output}:\n{one.tail()}"
             )
         pause = 0.0 if one.crashes_in_row == 1 else min(2.0 ** (one.crashes_in_row - 2), LONGEST_PAUSE)
         one.state, one.due = _State.AWAY, time.monotonic() + pause
