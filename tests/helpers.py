@@ -410,19 +410,31 @@ def zombies() -> set[int]:
     return {pid for pid, (state, parent, _) in process_table().items() if state == "Z" and parent == os.getpid()}
 
 
-def started_under(mark: str) -> list[int]:
-    """The living processes that were started since `nothing_left` has set this mark, by whomever."""
-    found = []
+def command_of(pid: int) -> str:
+    """Empty if there is no such process, or no more."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def started_under(mark: str, git: bool = False) -> dict[int, str]:
+    """The living processes that were started since `nothing_left` has set this mark, by whomever: their commands.
+
+    Args:
+        git: also git, which sacred keeps for as long as it runs.
+    """
+    found = {}
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             if mark.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-    return found
+                found[int(path.parent.name)] = command_of(int(path.parent.name))
+    return {pid: command for pid, command in found.items() if git or not command.startswith("git ")}
 
 
 @contextlib.contextmanager
 def nothing_left(tmp_path, monkeypatch):
-    """What is started inside leaves no process, no zombie and no temporary folder. Yields (mark, temporary folder)."""
+    """What is started inside leaves no process, no zombie and no worker's folder. Yields (mark, temporary folder)."""
     mark, temporary, before = f"nothing_left_{uuid.uuid4()}", tmp_path / "temporary", zombies()
     temporary.mkdir()
     monkeypatch.setenv("MARK_OF_A_TEST", mark)
@@ -432,15 +444,23 @@ def nothing_left(tmp_path, monkeypatch):
     left = started_under(mark)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
-    assert not left
+    assert not left, left
     assert zombies() <= before
-    assert list(temporary.iterdir()) == []
+    folders = list(temporary.glob("env-*"))
+    assert not folders, folders
 
 
 def bury_orphans() -> None:
-    """Reap the zombies whose parents were killed: this process has adopted them if it has ever had a `Guard`."""
-    for pid in zombies():
-        os.waitpid(pid, 0)
+    """Reap the children of processes that were killed: this process has adopted them if it has ever had a `Guard`."""
+
+    def all_are_buried() -> bool:
+        mine = {pid: state for pid, (state, parent, _) in process_table().items() if parent == os.getpid()}
+        dead = [pid for pid, state in mine.items() if state == "Z"]
+        for pid in dead:
+            os.waitpid(pid, 0)
+        return not dead and all(command_of(pid) for pid in mine)  # who is about to end has lost its command already
+
+    wait_until(all_are_buried)
 
 
 # --- whole runs

@@ -37,7 +37,7 @@ from utils.processes import Guard
 
 LONGEST_PAUSE = 60.0  # seconds before an environment that keeps failing is started again
 CLOSING = 5.0  # seconds that all workers together have to close their environments in peace
-TAIL, TAIL_BYTES = 20, 20_000  # lines of a worker's output that an error shows, and where to look for them
+TAIL, WIDTH = 20, 500  # lines of a worker's output that an error shows, and characters of each
 
 
 class _State(Enum):
@@ -56,7 +56,7 @@ class _Worker:
     due: float = 0.0
     process: Any = None  # subprocess.Popen, while there is one
     temporary: Path = Path()  # the process's folder for temporary files
-    channel: socket.socket = field(default_factory=socket.socket)
+    channel: Any = None  # socket.socket, while there is a process
     launches: int = 0
     starting: bool = True  # it has not shown an observation since its launch
     fresh: bool = False  # nothing was played yet of the episode that it shows
@@ -67,9 +67,9 @@ class _Worker:
     def tail(self) -> str:
         """The last lines of what the process has printed since its launch."""
         with self.output.open("rb") as file:
-            file.seek(max(self.output_start, self.output.stat().st_size - TAIL_BYTES))
+            file.seek(max(self.output_start, self.output.stat().st_size - TAIL * WIDTH))
             lines = file.read().decode(errors="replace").splitlines()
-        return "\n".join(f"  | {line}" for line in lines[-TAIL:]) or "  | (nothing)"
+        return "\n".join(f"  | {line[:WIDTH]}" for line in lines[-TAIL:]) or "  | (nothing)"
 
 
 class ProcessVectorEnv(VectorEnv):
@@ -119,6 +119,7 @@ class ProcessVectorEnv(VectorEnv):
         self._stepped: list[int] = []  # who has stepped, ended or begun since `step` last returned
         self._ended: dict[int, dict[str, float]] = {}
         self._began: list[int] = []
+        self._memory_fd = -1
         self._selector = selectors.DefaultSelector()
         self._guard = Guard()
         try:
@@ -149,7 +150,7 @@ class ProcessVectorEnv(VectorEnv):
         if rows:
             self._shared["actions"][rows] = actions.cpu().numpy()[rows]
         for one in [self._workers[row] for row in rows]:
-            if one.state is _State.READY:
+            if one.state is _State.READY and one.row not in self._began:
                 one.fresh = False
                 self._send(one, worker.STEP)
         while not self._answered():
@@ -179,6 +180,9 @@ class ProcessVectorEnv(VectorEnv):
             one.process = None
         self._selector.close()
         self._guard.close()
+        if self._memory_fd >= 0:
+            os.close(self._memory_fd)
+            self._memory_fd = -1
 
     # Starting and supervision
 
@@ -191,7 +195,7 @@ class ProcessVectorEnv(VectorEnv):
             one.output_start = output.tell()
             try:
                 one.process = self._guard.start(
-                    [sys.executable, "-u", "-m", "envs.worker", str(theirs.fileno())],
+                    [sys.executable, "-P", "-u", "-m", "envs.worker", str(theirs.fileno())],
                     one.temporary,
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
@@ -225,14 +229,14 @@ class ProcessVectorEnv(VectorEnv):
     def _count_failure(self, one: _Worker, reason: str) -> None:
         self.crashes += 1
         one.crashes_in_row += 1
+        pause = 0.0 if one.crashes_in_row == 1 else min(2.0 ** (one.crashes_in_row - 2), LONGEST_PAUSE)
+        one.state, one.due = _State.AWAY, time.monotonic() + pause
         if one.crashes_in_row >= self.crash_limit:
             raise EnvCrash(
                 f"environment {one.row} of {self.name} failed {one.crashes_in_row} times in a row without a whole "
                 f"episode between (env_crash_limit={self.crash_limit}), the last time: {reason}; "
                 f"the end of its output, {one.output}:\n{one.tail()}"
             )
-        pause = 0.0 if one.crashes_in_row == 1 else min(2.0 ** (one.crashes_in_row - 2), LONGEST_PAUSE)
-        one.state, one.due = _State.AWAY, time.monotonic() + pause
         later = f" in {pause:g} s" if pause else ""
         self.log(
             f"Environment {one.row} failed: {reason}. Its episode is dropped; it starts again{later} "
@@ -251,7 +255,7 @@ class ProcessVectorEnv(VectorEnv):
         """Wait until something happens, and deal with all that has."""
         waiting = [one.due for one in self._workers if one.state is not _State.READY]
         pause = max(0.0, min(waiting) - time.monotonic())
-        for key, _ in self._selector.select(pause) if self._selector.get_map() else []:
+        for key, _ in self._selector.select(pause):
             self._receive(key.data)
         now = time.monotonic()
         for one in self._workers:
@@ -284,11 +288,11 @@ class ProcessVectorEnv(VectorEnv):
             self._attach(one, json.loads(payload))
         elif kind == worker.FAILED:
             text, users_fault = pickle.loads(payload)
-            if users_fault:
+            if users_fault and one.starting and one.launches == 1:
                 raise UserError(text)
             self._crash(one, text)
         else:
-            self._crash(one, f"its process ended ({_ending(one.process)})")
+            self._crash(one, _ending(one.process))
 
     def _attach(self, one: _Worker, sizes: dict[str, Any]) -> None:
         """Show a worker where the shared memory is, once the environments' sizes are known."""
@@ -395,5 +399,5 @@ def _ending(process: subprocess.Popen) -> str:
     try:
         code = process.wait(1.0)
     except subprocess.TimeoutExpired:
-        return "it only closed its socket"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+        return "it has closed its socket"
+    return f"its process ended (signal {-code})" if code < 0 else f"its process ended (exit code {code})"

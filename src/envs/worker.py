@@ -127,7 +127,7 @@ class Worker:
         shared["terminated"][row] = done and not timed_out
         shared["truncated"][row] = done and timed_out
         if self.individual_reward:
-            shared["individual_reward"][row] = info["individual_reward"]
+            self.write("individual_reward", row, info["individual_reward"])
         self.show(PLAYED)
         if not done:
             self.channel.send(STEPPED)
@@ -144,9 +144,15 @@ class Worker:
         self.channel.send(VALUE + pickle.dumps(value))
 
     def show(self, place: int) -> None:
-        self.shared["obs"][place, self.row] = self.env.get_obs()
-        self.shared["state"][place, self.row] = self.env.get_state()
-        self.shared["avail"][place, self.row] = self.env.get_avail_actions()
+        self.write("obs", (place, self.row), self.env.get_obs())
+        self.write("state", (place, self.row), self.env.get_state())
+        self.write("avail", (place, self.row), self.env.get_avail_actions())
+
+    def write(self, name: str, at, value) -> None:
+        target, value = self.shared[name][at], np.asarray(value)
+        if value.shape != target.shape:  # numpy would copy what is too small to every place
+            raise ValueError(f"the environment's {name} has shape {value.shape}, and not {target.shape}")
+        target[...] = value
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class ParallelRollout(Rollout):
         rows, began = outcome.rows or [], outcome.began or []
         if began:
             self._begin(self.rows[began])
-        self.turn = [row for row in rows if not ended[row]] + began
+        self.turn = sorted({row for row in rows if not ended[row]} | set(began))
 
     def rest(self, rows: list[int]) -> None:
         """These environments need not play on."""

@@ -80,12 +80,12 @@ class Rollout:
     def _act(self, rows: slice | torch.Tensor, t_env: int, test_mode: bool) -> torch.Tensor:
         """Choose actions for these environments, (len(rows), N), and write down what they saw and do."""
         window = self.window.data.transition_data
-        fresh = self.steps == 0
+        fresh = self.rows[rows][self.steps[rows] == 0]  # of others, the last actions are still to be seen
         for key in ("obs", "state", "avail_actions"):
             window[key][rows, 0] = window[key][rows, 1]
             window[key][fresh, 0] = 0
         window["actions"][fresh, 0] = 0
-        window["filled"][rows, 0] = (~fresh)[rows].long().unsqueeze(1)
+        window["filled"][rows, 0] = (self.steps[rows] > 0).long().unsqueeze(1)
         window["filled"][rows, 1] = 1
         window["obs"][rows, 1] = self.now.obs[rows]
         window["state"][rows, 1] = self.now.state[rows]

@@ -58,8 +58,9 @@ class Guard:
         self._watcher.wait()
 
     def _tell(self, line: str) -> None:
-        self._watcher.stdin.write(f"{line}\n".encode())  # pyright: ignore[reportOptionalMemberAccess]
-        self._watcher.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
+        with contextlib.suppress(BrokenPipeError):  # somebody has killed it
+            self._watcher.stdin.write(f"{line}\n".encode())  # pyright: ignore[reportOptionalMemberAccess]
+            self._watcher.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _watch() -> None:

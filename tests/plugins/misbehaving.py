@@ -149,7 +149,8 @@ def hang_up(env):
 
 
 def wait(env):
-    """Until the file `cue` is there."""
+    """Until the file `cue` is there; says by another file that it waits."""
+    open(f"{env.cue}_awaited", "w").close()
     while not os.path.exists(env.cue):
         time.sleep(0.005)
 
@@ -175,6 +176,11 @@ def shout(env):
     print("".join(f"\nline {number} of 30" for number in range(1, 31)))
 
 
+def mumble(env):
+    """Megabytes in one line."""
+    print("a long story " * 500_000)
+
+
 def widen_obs(env):
     env.get_obs = lambda: [np.zeros(OBS + 1)] * AGENTS
 
@@ -196,7 +202,7 @@ def flatten_avail(env):
 STOPS = (fail, fail_silently, crash, refuse, quit_python, leave, die, hang, stop, hang_up, wait)
 DEEDS: dict[str, Callable] = {
     deed.__name__: deed
-    for deed in (*STOPS, deafen, bear, litter, shout, widen_obs, flatten_obs, shrink_state, flatten_avail)
+    for deed in (*STOPS, deafen, bear, litter, shout, mumble, widen_obs, flatten_obs, shrink_state, flatten_avail)
 }
 
 

@@ -102,13 +102,25 @@ def test_close_ends_what_was_not_killed(place):
     bury_orphans()  # ours, as `kill` has not waited for them
 
 
+def test_kill_does_not_need_the_watcher(guard, place):
+    """Somebody, such as a machine that is short of memory, has killed it."""
+    process = start(guard, place[1] / "one")
+    guard._watcher.kill()
+    guard._watcher.wait(60)
+    guard.kill(process, place[1] / "one")
+    assert group_of(process.pid) == []
+
+
 PARENT = f"""
-import signal, sys, time
+import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {str(SOURCES)!r})
 from utils.processes import Guard
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
+def interrupted(*_):
+    guard.kill(started[0], Path(sys.argv[1]) / "first")  # needs the watcher
+    os.write(1, b"interrupted\\n")
+
 guard = Guard()
 started = []
 for name in ("first", "second"):
@@ -116,13 +128,10 @@ for name in ("first", "second"):
     folder.mkdir()
     (folder / "file").touch()
     started.append(guard.start(["sh", "-c", {FAMILY[2]!r}], folder))
+signal.signal(signal.SIGINT, interrupted)
 print(*(process.pid for process in started), flush=True)
 while True:
-    try:
-        time.sleep(600)
-    except KeyboardInterrupt:
-        guard.kill(started[0], Path(sys.argv[1]) / "first")  # needs the watcher
-        print("interrupted", flush=True)
+    time.sleep(600)
 """
 
 
