@@ -183,8 +183,12 @@ def make_learner(args, seed: int = 0, mac_class=None):
 
 def networks(learner) -> dict[str, nn.Module]:
     """The learner's networks by name."""
-    found = {"agent": learner.mac.agent, "target_agent": learner.target_mac.agent}
-    if learner.mixer is not None:
+    found = {"agent": learner.mac.agent}
+    if hasattr(learner, "target_mac"):
+        found["target_agent"] = learner.target_mac.agent
+    if hasattr(learner, "critic"):
+        found |= {"critic": learner.critic, "target_critic": learner.target_critic}
+    if getattr(learner, "mixer", None) is not None:
         found |= {"mixer": learner.mixer, "target_mixer": learner.target_mixer}
     if hasattr(learner, "slow_mac"):
         found |= {"slow_agent": learner.slow_mac.agent, "slow_mixer": learner.slow_mixer}

@@ -118,6 +118,8 @@ class Run(Section):
     hypernet_layers: Annotated[int, Field(ge=1, le=2)]
     hypernet_embed: Count
     quantiles: Count
+    critic: Name | None
+    entropy_coef: NonNegative
     repeat_id: int
 
 
@@ -281,7 +283,9 @@ LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "quantile_q_learner": (),
     "greedy_q_learner": tuple(BLOCKS),
     "greedy_quantile_q_learner": tuple(BLOCKS),
+    "lica_learner": (),
 }
+ACTOR_CRITICS = ("lica_learner",)
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
     "matrix_games": MatrixGames,
@@ -603,8 +607,32 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             "quantiles",
             "learner",
         )
+    if config["learner"] in ACTOR_CRITICS:
+        yield from _actor_critic_conflicts(config)
+    elif config["learner"] in LEARNER_BLOCKS:
+        if config["critic"] is not None:
+            yield "Q learners have no critic; set critic=null, or learner=lica_learner", "learner", "critic"
+        if config["entropy_coef"] > 0:
+            message = "Q learners have no policy whose entropy could be raised; set entropy_coef=0"
+            yield message, "learner", "entropy_coef"
     if all(name in config for name in BLOCKS):
         yield from _method_conflicts(config)
+
+
+def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Settings of Q learners that actors and their critic cannot have: why, and the keys."""
+    if config["critic"] is None:
+        yield "the actors ascend a critic; set critic=lica", "learner", "critic"
+    if config["agent_output_type"] != "pi_logits":
+        message = "its critic reads probabilities; set agent_output_type=pi_logits"
+        yield message, "learner", "agent_output_type"
+    if config["action_selector"] == "epsilon_greedy":
+        message = "actors draw from their policies, not the likeliest action; set action_selector=multinomial"
+        yield message, "learner", "action_selector"
+    if config["mixer"] is not None:
+        yield "its critic mixes the agents' policies itself; set mixer=null", "learner", "mixer"
+    if config["mac"] in ("gated_mac", "quantile_mac"):
+        yield "that controller's networks give values, no policies; set mac=basic_mac", "learner", "mac"
 
 
 def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:

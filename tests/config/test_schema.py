@@ -706,6 +706,33 @@ def test_options_of_the_method_that_do_make_sense_are_taken(updates):
     with_(*updates)
 
 
+@pytest.mark.parametrize(
+    ("alg", "update", "found", "remedy"),
+    [
+        ("lica", "critic=None", "critic=None", "the actors ascend a critic; set critic=lica"),
+        ("lica", "agent_output_type=q", "action_selector='multinomial'", "set agent_output_type=pi_logits"),
+        (
+            "lica",
+            "action_selector=epsilon_greedy",
+            "action_selector='epsilon_greedy'",
+            "set action_selector=multinomial",
+        ),
+        ("lica", "mixer=qmix", "mixer='qmix'", "its critic mixes the agents' policies itself; set mixer=null"),
+        ("lica", "mac=gated_mac", "mac='gated_mac'", "give values, no policies; set mac=basic_mac"),
+        ("qmix", "critic=lica", "critic='lica'", "Q learners have no critic; set critic=null, or learner=lica_learner"),
+        ("qmix", "entropy_coef=0.1", "entropy_coef=0.1", "no policy whose entropy could be raised; set entropy_coef=0"),
+    ],
+)
+def test_what_actor_critics_and_q_learners_cannot_have_is_refused_with_the_reason(alg, update, found, remedy):
+    message = refusal(update, alg=alg)
+    assert found in message.partition(": ")[0]
+    assert message.endswith(remedy)
+
+
+def test_a_learner_for_policies_may_be_fed_by_other_selectors():
+    with_("action_selector=one_at_a_time", alg="lica")
+
+
 # --- files that extend others
 
 
