@@ -69,3 +69,90 @@ def actor_loss(value: torch.Tensor, entropy: torch.Tensor, mask: torch.Tensor, x
     """
     check_shape("entropy", entropy, (*value.shape[:2], None))
     return -masked_mean(value, mask) - adaptive_entropy(masked_mean(entropy, mask.expand_as(entropy)), xi)
+
+
+def vertex_gap(q_policy: torch.Tensor, q_data: torch.Tensor) -> torch.Tensor:
+    """d_C = Q(s, pi) - Q(s, a): what the critic promises between the actions that it is trained at.
+
+    Of a critic that is linear in every agent's probabilities it is 0 on average over a ~ pi. (Section 7 of
+    docs/theory.md: 1 for Q(p) = 1 - |p_1 - p_2| at p = (.5, .5), although both actions are fitted exactly.)
+
+    Args:
+        q_policy, q_data: (B, T, 1).
+    """
+    check_same_shape(q_policy=q_policy, q_data=q_data)
+    return q_policy - q_data
+
+
+def deviation_gap(q_own: torch.Tensor, q_data: torch.Tensor) -> torch.Tensor:
+    """d_C = 1/N sum_i Q(s, pi_i, a_-i) - Q(s, a): one agent at a time plays its policy, the others what is logged.
+
+    Args:
+        q_own: (B, T, N). q_data: (B, T, 1), the value of the logged joint action, or E_beta[Q].
+
+    Returns:
+        (B, T, 1).
+    """
+    check_shape("q_data", q_data, (*q_own.shape[:2], 1))
+    return q_own.mean(dim=-1, keepdim=True) - q_data
+
+
+def policy_kl(policy: torch.Tensor, log_rho: torch.Tensor) -> torch.Tensor:
+    """KL(pi || rho) = sum_a pi(a) [log pi(a) - log rho(a)], in nats: (..., A) -> (...). No gradient flows into rho.
+
+    Args:
+        policy, log_rho: (..., A); where pi is 0 the term is 0, whatever rho is.
+    """
+    check_same_shape(policy=policy, log_rho=log_rho)
+    cross = (policy * log_rho.detach().masked_fill(policy == 0, 0.0)).sum(dim=-1)
+    return -policy_entropy(policy) - cross
+
+
+def policy_slope(gradient: torch.Tensor, avail: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """mean over played steps of ||dQ/dpi|| in the directions that policies can move in.
+
+    A policy sums to 1, so that the mean of the gradient over an agent's available actions moves nothing: it is left
+    out, or else the level of the values would count.
+
+    Args:
+        gradient, avail: (B, T, N, A). mask: (B, T, 1).
+
+    Returns:
+        A scalar.
+    """
+    check_same_shape(gradient=gradient, avail=avail)
+    available = avail > 0
+    felt = gradient.masked_fill(~available, 0.0)
+    level = felt.sum(dim=-1, keepdim=True) / available.sum(dim=-1, keepdim=True)
+    centred = (felt - level).masked_fill(~available, 0.0)
+    return masked_mean(centred.flatten(2).norm(dim=-1, keepdim=True), mask)
+
+
+def slope_scales(slopes: torch.Tensor) -> torch.Tensor:
+    """kappa_h = ||dQ^C/dpi|| / ||dQ^h/dpi||: with them both heads pull equally hard at the policies.
+
+    Relative to the cooperative head, whose scale is 1, so that the entropy term weighs what it does in LICA.
+
+    Args:
+        slopes: (2,), of the independent and the cooperative head.
+    """
+    check_shape("slopes", slopes, (2,))
+    ratio = slopes[1] / slopes[0].clamp(min=LEAST)
+    return torch.stack([ratio, torch.ones_like(ratio)]).detach()
+
+
+def weighed_value(
+    value_independent: torch.Tensor, value_cooperative: torch.Tensor, weights: torch.Tensor | None, scales: torch.Tensor
+) -> torch.Tensor:
+    """w_I kappa_I 1/N sum_i Q_i(pi_i) + w_C kappa_C Q(s, pi), what the actors ascend; weights None: both count in full.
+
+    Args:
+        value_independent: (B, T, N). value_cooperative: (B, T, 1).
+        weights, scales: (2,); no gradient flows into them.
+
+    Returns:
+        (B, T, 1).
+    """
+    check_shape("value_independent", value_independent, (*value_cooperative.shape[:2], None))
+    factors = scales.detach() if weights is None else (weights * scales).detach()
+    return factors[0] * value_independent.mean(dim=-1, keepdim=True) + factors[1] * value_cooperative
