@@ -1,5 +1,6 @@
 """Learners: from a batch of episodes to one gradient step."""
 
+from learners.greedy_lica_learner import GreedyLICALearner
 from learners.greedy_q_learner import GreedyQLearner
 from learners.lica_learner import LICALearner
 from learners.q_learner import QLearner
@@ -11,4 +12,5 @@ REGISTRY = {
     "quantile_q_learner": QuantileQLearner,
     "greedy_quantile_q_learner": GreedyQuantileQLearner,
     "lica_learner": LICALearner,
+    "greedy_lica_learner": GreedyLICALearner,
 }
