@@ -739,7 +739,7 @@ def test_options_of_the_method_that_do_make_sense_are_taken(updates):
         ("greedy_lica", "gate.op=lse", "gate.op='lse'", "set gate.op=policy or gate.joint=cf"),
         ("greedy_lica", "munchausen.source=alt_utility", "munchausen.source='alt_utility'", "(or self)"),
         ("greedy_lica", "munchausen.who=others", "munchausen.who='others'", "set munchausen.who=own"),
-        ("greedy_lica", "heads.act=global", "heads.act='global'", "greedy_qmix, greedy_qmix_cert"),
+        ("greedy_lica", "heads.act=global", "heads.act='global'", "greedy_qr_qmix, greedy_vdn"),
         ("greedy_lica", "mixer=qmix", "mixer='qmix'", "its critic mixes the agents' policies itself; set mixer=null"),
         ("greedy_qmix", "gate.op=policy", "gate.op='policy'", "no policies apart from their values; set gate.op=max"),
         ("greedy_qmix", "conservative.joint=policy", "conservative.joint='policy'", "set conservative.joint=max"),
