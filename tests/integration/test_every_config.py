@@ -8,7 +8,7 @@ import sys
 import pytest
 from helpers import fake_sc2, read_run, run_main
 
-from config.schema import config_files, read_yaml
+from config.schema import config_files, lineage, read_yaml
 
 ALGS = config_files("algs")
 TINY = {
@@ -60,7 +60,8 @@ def test_it_trains(alg, env, tmp_path, monkeypatch):
         folder = fake_sc2("install").install(tmp_path / "StarCraftII", maps=("3m", "32x32_flat"))
         monkeypatch.setenv("SC2PATH", str(folder))
     intervals = {f"{name}interval": 1 for name in ("log_", "runner_log_", "learner_log_")} | {"test_interval": 60}
-    often = {"updates_per_episode": 1.0} if "updates_per_episode" in read_yaml(ALGS[alg]) else {}
+    sets_pace = any("updates_per_episode" in read_yaml(path) for path in lineage("config", ALGS[alg]))
+    often = {"updates_per_episode": 1.0} if sets_pace else {}
     options = [f"{key}={value}" for key, value in {**TINY, **intervals, **often, **settings}.items()]
     code = run_main(f"--config={alg}", f"--env-config={env}", "with", *options, f"local_results_path={tmp_path}")
     assert code == 0

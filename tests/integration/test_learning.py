@@ -134,9 +134,10 @@ def test_the_monotone_game_is_solved(alg):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_lica_solves_the_monotone_game(seed):
+@pytest.mark.parametrize("alg", ["lica", "greedy_lica"])
+def test_actor_critics_solve_the_monotone_game(alg, seed):
     options = {"lr": 0.0025, "epsilon_anneal_time": 3000}
-    experiment = train("lica", {"game": "monotone"}, t_max=4000, seed=seed, **options)
+    experiment = train(alg, {"game": "monotone"}, t_max=4000, seed=seed, **options)
     assert greedy_return(experiment) == 12
     assert tables(experiment)["1"][0, 0].item() == pytest.approx(12, abs=0.2)  # what it plays, it values rightly
 

@@ -23,6 +23,7 @@ from helpers import (
 )
 from test_lica_learner import SETTINGS, WildLogitsMAC, gradients, lica_args, policies_of
 
+from controllers import BasicMAC
 from objectives.actor_critic import policy_slope
 from utils.networks import NonFiniteError
 
@@ -681,6 +682,17 @@ def test_a_non_finite_loss_is_named_and_changes_nothing(value):
     assert error.value.culprit == "critic_loss"
     assert_equal(weights(learner) | gate_state(learner), before)
     learn(learner, 1)
+
+
+def test_a_controller_of_pymarl_gives_the_same_losses():
+    class Stepped(BasicMAC):
+        unroll = property()  # hasattr is False
+
+    fused, stepped = make("direct KL"), make("direct KL", mac_class=Stepped)
+    batch = random_batch(fused.args, seed=1)
+    ours, theirs = fused.objective(batch).losses, stepped.objective(batch).losses
+    for part, loss in ours.items():
+        torch.testing.assert_close(loss, theirs[part], rtol=1e-5, atol=1e-6)
 
 
 def test_blocks_may_be_dicts_as_in_pymarl():
