@@ -183,9 +183,16 @@ def make_learner(args, seed: int = 0, mac_class=None):
 
 def networks(learner) -> dict[str, nn.Module]:
     """The learner's networks by name."""
-    found = {"agent": learner.mac.agent, "target_agent": learner.target_mac.agent}
-    if learner.mixer is not None:
+    found = {"agent": learner.mac.agent}
+    if hasattr(learner, "target_mac"):
+        found["target_agent"] = learner.target_mac.agent
+    if hasattr(learner, "critic"):
+        found |= {"critic": learner.critic, "target_critic": learner.target_critic}
+    if getattr(learner, "mixer", None) is not None:
         found |= {"mixer": learner.mixer, "target_mixer": learner.target_mixer}
+    if hasattr(learner, "independent"):
+        found |= {"independent": learner.independent.agent, "target_independent": learner.target_independent.agent}
+        found |= {"slow_independent": learner.slow_independent.agent, "slow_critic": learner.slow_critic}
     if hasattr(learner, "slow_mac"):
         found |= {"slow_agent": learner.slow_mac.agent, "slow_mixer": learner.slow_mixer}
     if getattr(learner, "behaviour", None) is not None:
@@ -214,7 +221,7 @@ def weights(learner) -> dict[str, torch.Tensor]:
 def gate_state(learner) -> dict[str, torch.Tensor | None]:
     """Copies of what a greedy learner remembers besides its networks; nothing for others."""
     running = ("gap_ema", "value_ema", "excess_ema", "excess_known", "td_ema", "target_std", "reward_std")
-    names = (*running, "log_multipliers", "log_coefficients", "weights")
+    names = (*running, "log_multipliers", "log_coefficients", "weights", "slope_ema")
     return {name: copy.deepcopy(getattr(learner, name)) for name in names if hasattr(learner, name)}
 
 

@@ -161,15 +161,25 @@ def _default_tables(defaults: dict[str, Entry]) -> list[str]:
 def _block_table(title: str, block: str, model: type[Section], paths) -> str:
     """The keys of a block, with a column of values for each file that has it."""
     owners = {path.stem: entries for path in paths if block in (entries := read_entries(path))}
+    ancestors_first = dict(sorted(owners.items(), key=lambda owner: "extends" in owner[1]))
     rows = []
     for key in model.model_fields:
         found = [entries.get(f"{block}.{key}") for entries in owners.values()]
         values = ["" if entry is None else f"`{entry.value}`" if entry.value else "see the file" for entry in found]
-        comment = next((entry.comment for entry in found if entry and entry.comment), "")
+        comment = _joint_comment({name: entries.get(f"{block}.{key}") for name, entries in ancestors_first.items()})
         rows.append((f"`{block}.{key}`", *values, _allowed(model, key), comment))
-    meaning = next((entries[block].comment for entries in owners.values() if entries[block].comment), "")
+    meaning = next((entries[block].comment for entries in ancestors_first.values() if entries[block].comment), "")
     introduction = f"{meaning[:1].upper()}{meaning[1:]}.\n\n" if meaning else ""
     return f"### {title}\n\n{introduction}" + _table(("key", *owners, "allowed", "meaning"), rows)
+
+
+def _joint_comment(entries: dict[str, Entry | None]) -> str:
+    """What the files say of one key: the first comment, and behind it whatever another file says differently."""
+    said: dict[str, str] = {}
+    for name, entry in entries.items():
+        if entry and entry.comment:
+            said.setdefault(entry.comment, name)
+    return "; ".join(comment if k == 0 else f"{name}: {comment}" for k, (comment, name) in enumerate(said.items()))
 
 
 def _file_table(path: Path, defaults: dict[str, Entry]) -> str:

@@ -118,6 +118,8 @@ class Run(Section):
     hypernet_layers: Annotated[int, Field(ge=1, le=2)]
     hypernet_embed: Count
     quantiles: Count
+    critic: Name | None
+    entropy_coef: NonNegative
     repeat_id: int
 
 
@@ -130,9 +132,9 @@ class Heads(Section):
 class Conservative(Section):
     alpha_independent: NonNegative
     alpha_cooperative: NonNegative
-    op: Literal["lse", "max", "lse_beta", "lse_mean", "softmax", "uniform"]
+    op: Literal["lse", "max", "lse_beta", "lse_mean", "softmax", "uniform", "policy"]
     temperature: Positive
-    joint: Literal["cf", "max", "sampled", "linear"]
+    joint: Literal["cf", "max", "sampled", "linear", "policy"]
     samples: Count
     coefficient: Literal["fixed", "lagrange"]
     threshold: NonNegative
@@ -146,8 +148,8 @@ class Gate(Section):
     metric: Literal["gap", "over", "cert", "realised", "td"]
     acts_on: Literal["loss", "penalty", "none"]
     target: Literal["own", "min", "soft", "cert"]
-    op: Literal["max", "lse", "lse_beta", "lse_mean", "softmax", "uniform"]
-    joint: Literal["auto", "max", "cf", "cf_per_gain", "sampled", "linear"]
+    op: Literal["max", "lse", "lse_beta", "lse_mean", "softmax", "uniform", "policy"]
+    joint: Literal["auto", "max", "cf", "cf_per_gain", "sampled", "linear", "policy"]
     realised: Literal["match", "is", "rollout"]
     min_rows: Count
     importance_clip: Annotated[float, Field(ge=1)]
@@ -281,7 +283,10 @@ LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "quantile_q_learner": (),
     "greedy_q_learner": tuple(BLOCKS),
     "greedy_quantile_q_learner": tuple(BLOCKS),
+    "lica_learner": (),
+    "greedy_lica_learner": ("conservative", "gate", "munchausen", "behaviour"),
 }
+ACTOR_CRITICS = ("lica_learner", "greedy_lica_learner")
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
     "matrix_games": MatrixGames,
@@ -603,8 +608,91 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             "quantiles",
             "learner",
         )
+    if config["learner"] in ACTOR_CRITICS:
+        yield from _actor_critic_conflicts(config)
+    elif config["learner"] in LEARNER_BLOCKS:
+        if config["critic"] is not None:
+            yield "Q learners have no critic; set critic=null, or learner=lica_learner", "learner", "critic"
+        if config["entropy_coef"] > 0:
+            message = "Q learners have no policy whose entropy could be raised; set entropy_coef=0"
+            yield message, "learner", "entropy_coef"
     if all(name in config for name in BLOCKS):
         yield from _method_conflicts(config)
+
+
+def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Settings of Q learners that actors and their critic cannot have: why, and the keys."""
+    if config["critic"] is None:
+        yield "the actors ascend a critic; set critic=lica", "learner", "critic"
+    if config["agent_output_type"] != "pi_logits":
+        message = "its critic reads probabilities; set agent_output_type=pi_logits"
+        yield message, "learner", "agent_output_type"
+    if config["action_selector"] == "epsilon_greedy":
+        message = "actors draw from their policies, not the likeliest action; set action_selector=multinomial"
+        yield message, "learner", "action_selector"
+    if config["mixer"] is not None:
+        yield "its critic mixes the agents' policies itself; set mixer=null", "learner", "mixer"
+    if config["mac"] in ("gated_mac", "quantile_mac"):
+        yield "that controller's networks give values, no policies; set mac=basic_mac", "learner", "mac"
+    if config["learner"] == "greedy_lica_learner":
+        yield from _greedy_actor_critic_conflicts(config)
+
+
+def _greedy_actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Options of the method that need heads with greedy actions, where the actors' policies act: why, and the keys."""
+    gate, munchausen = config["gate"], config["munchausen"]
+    if gate["metric"] not in ("gap", "td"):
+        message = "both critics value the policies that act, so what these earn does not tell them apart"
+        yield f"{message}; set gate.metric=gap or td", "learner", "gate.metric"
+    if gate["target"] != "own":
+        yield "its critics bootstrap each on its own value; set gate.target=own", "learner", "gate.target"
+    if gate["acts_on"] == "loss" and gate["mode"] != "none":
+        message = "a positive factor does not change what critics apart from each other learn; the actors are weighed"
+        yield f"{message} anyway; set gate.acts_on=none or penalty", "learner", "gate.acts_on"
+    for block in ("conservative", "gate"):
+        joint = config[block]["joint"]
+        if joint not in ("policy", "cf", "auto"):
+            message = "its critic is no monotone mixer of the agents' values"
+            yield f"{message}; set {block}.joint=policy or {block}.joint=cf", "learner", f"{block}.joint"
+        if joint == "auto":
+            joint = "cf" if gate["mode"] == "lagrange" else "policy"
+        if joint == "policy" and config[block]["op"] != "policy":
+            message = "of all agents' actions at once only the policies' value is known"
+            yield f"{message}; set {block}.op=policy or {block}.joint=cf", f"{block}.joint", f"{block}.op"
+    if gate["mode"] == "lagrange" and gate["joint"] == "policy":
+        yield f"{_JOINT_MULTIPLIER}; set gate.joint=auto or gate.joint=cf", "gate.mode", "gate.joint"
+    if munchausen["source"] == "alt_utility":
+        message = "its critic has no utilities of the agents; set munchausen.source=alt_counterfactual (or self)"
+        yield message, "learner", "munchausen.source"
+    if munchausen["source"] != "none" and munchausen["who"] == "others":
+        message = "what a critic says of another agent's history is not asked here; set munchausen.who=own"
+        yield message, "learner", "munchausen.who"
+    yield from _term_conflicts(config)
+
+
+_JOINT_MULTIPLIER = "a joint gap's multiplier shrinks as the data gets worse, so the gate would trust the wrong head"
+
+
+def _term_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Options of penalties, gate and regulariser that contradict each other whatever the heads are."""
+    conservative, gate, munchausen = config["conservative"], config["gate"], config["munchausen"]
+    for block in ("conservative", "gate"):
+        if config[block]["op"] == "lse_beta" and config["behaviour"]["source"] == "empirical":
+            message = "logged actions alone have no probabilities; set behaviour.source=stored (or bc_rnn, cvae_joint)"
+            yield message, f"{block}.op", "behaviour.source"
+    if conservative["coefficient"] == "lagrange":
+        if conservative["op"] not in ("max", "lse_beta", "policy"):
+            message = (
+                "its least gap is above every small threshold, so the multiplier would diverge; use max or lse_beta"
+            )
+            yield message, "conservative.coefficient", "conservative.op"
+        if gate["mode"] == "lagrange" and gate["acts_on"] == "penalty":
+            other = "loss" if "heads" in config else "none"
+            message = "weights that are reciprocal multipliers cancel against multiplied penalties"
+            yield f"{message}; set gate.acts_on={other}", "conservative.coefficient", "gate.acts_on"
+    if munchausen["source"] == "none" and munchausen["kl"] > 0:
+        message = "there is no policy to stay close to; set munchausen.source=alt_counterfactual, or munchausen.kl=0"
+        yield message, "munchausen.source", "munchausen.kl"
 
 
 def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -645,9 +733,12 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         message = "an agent's own return and the team's are on different scales; set gate.target=own"
         yield message, "heads.reward_independent", "gate.target"
     if gate["mode"] == "lagrange" and gate["joint"] in ("max", "sampled"):
-        message = "a joint gap's multiplier shrinks as the data gets worse, so the gate would trust the wrong head"
-        yield f"{message}; set gate.joint=auto or gate.joint=cf", "gate.mode", "gate.joint"
+        yield f"{_JOINT_MULTIPLIER}; set gate.joint=auto or gate.joint=cf", "gate.mode", "gate.joint"
     for block, options in (("conservative", conservative), ("gate", gate)):
+        for key in ("op", "joint"):
+            if options[key] == "policy":
+                message = f"Q learners have no policies apart from their values; set {block}.{key}=max"
+                yield message, "learner", f"{block}.{key}"
         joint = options["joint"]
         if joint == "auto":
             joint = "cf" if gate["mode"] == "lagrange" else "max"
@@ -657,20 +748,6 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if joint == "sampled" and options["op"] != "lse":
             message = f"samples estimate a log-sum-exp; set {block}.op=lse or {block}.joint=cf"
             yield message, f"{block}.joint", f"{block}.op"
-        if options["op"] == "lse_beta" and behaviour["source"] == "empirical":
-            message = "logged actions alone have no probabilities; set behaviour.source=stored (or bc_rnn, cvae_joint)"
-            yield message, f"{block}.op", "behaviour.source"
-    if conservative["coefficient"] == "lagrange":
-        if conservative["op"] not in ("max", "lse_beta"):
-            message = (
-                "its least gap is above every small threshold, so the multiplier would diverge; use max or lse_beta"
-            )
-            yield message, "conservative.coefficient", "conservative.op"
-        if gate["mode"] == "lagrange" and gate["acts_on"] == "penalty":
-            message = (
-                "weights that are reciprocal multipliers cancel against multiplied penalties; set gate.acts_on=loss"
-            )
-            yield message, "conservative.coefficient", "gate.acts_on"
     measures = gate["metric"] in ("over", "cert", "realised") or gate["target"] == "cert"
     if measures and gate["realised"] == "is" and behaviour["source"] == "empirical":
         message = "importance weights need the probabilities of the actions; set behaviour.source=stored"
@@ -680,9 +757,6 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield message, "gate.realised", "heads.act"
     if measures and gate["realised"] == "rollout" and config["test_epsilon"] > 0:
         yield "rollouts measure greedy play; set test_epsilon=0", "gate.realised", "test_epsilon"
-    if munchausen["source"] == "none" and munchausen["kl"] > 0:
-        message = "there is no policy to stay close to; set munchausen.source=alt_counterfactual, or munchausen.kl=0"
-        yield message, "munchausen.source", "munchausen.kl"
     if gate["mode"] == "fixed" and heads["act"] in ("agent", "distil"):
         message = "fixed weights are the same in every state; set heads.act=independent or cooperative"
         yield message, "gate.mode", "heads.act"
@@ -703,6 +777,7 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if munchausen["kl"] > 0:
             message = "the direct KL is to one policy; set munchausen.who=own or munchausen.kl=0"
             yield message, "munchausen.who", "munchausen.kl"
+    yield from _term_conflicts(config)
 
 
 # --- the frozen configuration

@@ -1,6 +1,8 @@
 """Learners: from a batch of episodes to one gradient step."""
 
+from learners.greedy_lica_learner import GreedyLICALearner
 from learners.greedy_q_learner import GreedyQLearner
+from learners.lica_learner import LICALearner
 from learners.q_learner import QLearner
 from learners.quantile_q_learner import GreedyQuantileQLearner, QuantileQLearner
 
@@ -9,4 +11,6 @@ REGISTRY = {
     "greedy_q_learner": GreedyQLearner,
     "quantile_q_learner": QuantileQLearner,
     "greedy_quantile_q_learner": GreedyQuantileQLearner,
+    "lica_learner": LICALearner,
+    "greedy_lica_learner": GreedyLICALearner,
 }

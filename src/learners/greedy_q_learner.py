@@ -9,46 +9,31 @@ cooperative); the legend is that of `q_learner`.
 
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from learners.greedy_terms import HEADS, STATISTICS, GreedyTerms, read_blocks
 from learners.heads import Heads
-from learners.q_learner import LEAST_SCALE, Objective, QLearner, Transitions
-from modules.behaviour import REGISTRY as behaviour_REGISTRY
-from objectives import behaviour, conservative, gate, munchausen
-from objectives.td import discounted_returns, lambda_targets, one_step_targets, td_loss
+from learners.q_learner import Objective, QLearner, Transitions
+from objectives import conservative, gate, munchausen
+from objectives.td import discounted_returns, one_step_targets, td_loss
 from utils.errors import UserError
-from utils.networks import NonFiniteError, blend, unroll
-from utils.shapes import masked_mean, masked_std
+from utils.networks import blend, unroll
+from utils.shapes import masked_mean
 
-HEADS = ("independent", "cooperative")
 BLOCKS = ("heads", "conservative", "gate", "munchausen", "behaviour")
 
 
-class GreedyQLearner(QLearner):
-    statistics = (
-        *QLearner.statistics,
-        "target_std",
-        "reward_std",
-        "gap_ema",
-        "value_ema",
-        "excess_ema",
-        "excess_known",
-        "td_ema",
-        "log_multipliers",
-        "log_coefficients",
-        "weights",
-    )
+class GreedyQLearner(GreedyTerms, QLearner):
+    statistics = (*QLearner.statistics, *STATISTICS)
 
     def __init__(self, mac, scheme, logger, args):
         super().__init__(mac, scheme, logger, args)
         if self.mixer is None:
             raise UserError("mixer=null: greedy_q_learner weighs a cooperative head, so it needs a mixer such as qmix")
-        # PyMARL hands blocks over as dicts.
-        self.cfg = SimpleNamespace(**{name: _as_namespace(getattr(args, name)) for name in BLOCKS})
+        self.cfg = read_blocks(args, BLOCKS)
         self.shared = self.cfg.heads.utilities == "shared"
         self.individual = self.cfg.heads.reward_independent == "individual"
         # The alternative: slow copies whose policies the targets are regularised toward.
@@ -56,35 +41,13 @@ class GreedyQLearner(QLearner):
         self.slow_mixer = copy.deepcopy(self.mixer)
         for parameter in (*self.slow_mac.parameters(), *self.slow_mixer.parameters()):
             parameter.requires_grad_(False)
-        self.behaviour: Any = None  # a model of the behaviour policy, if it is learned
-        if self.cfg.behaviour.source in behaviour_REGISTRY:
-            build = behaviour_REGISTRY[self.cfg.behaviour.source]
-            sizes = SimpleNamespace(n_actions=args.n_actions, behaviour=self.cfg.behaviour)
-            self.behaviour = build(mac._get_input_shape(scheme), sizes)
-            self.behaviour_optimiser = torch.optim.Adam(self.behaviour.parameters(), lr=self.cfg.behaviour.lr)
-        # Running statistics, each (2,) over the heads but for the reward's; None until the first batch.
-        self.target_std: Any = None
-        self.reward_std: Any = None
-        self.gap_ema: Any = None
-        self.value_ema: Any = None  # the heads' greedy values, of the team
-        self.td_ema: Any = None
-        self.excess_ema = torch.zeros(2)  # how far they stand above what was realised
-        self.excess_known = torch.zeros(2)  # 1 for heads of which that has been measured
-        self.log_multipliers = torch.zeros(2)  # of the Lagrangian gate
-        self.log_coefficients = torch.zeros(2)  # of the penalties, if these are Lagrangian
-        fixed = self.cfg.gate.weight_independent if self.cfg.gate.mode == "fixed" else 0.5
-        self.weights = torch.tensor([fixed, 1 - fixed])
+        self._build_terms(scheme)
         self.gap_profile: Any = None  # the last batch's gaps (B, T, N), (B, T, 1) and mask (B, T, 1), for pictures
 
     def train(self, batch, t_env: int, episode_num: int) -> None:
         """One gradient step, one of the behaviour model if there is one, and the gate's choice of who acts."""
         super().train(batch, t_env, episode_num)
-        if self.behaviour is not None:
-            if not torch.isfinite(self._behaviour_loss):
-                raise NonFiniteError({"behaviour_loss": self._behaviour_loss})
-            self.behaviour_optimiser.zero_grad()
-            self._behaviour_loss.backward()
-            self.behaviour_optimiser.step()
+        self._train_behaviour()
         self.choose_actor()
 
     def choose_actor(self) -> None:
@@ -109,7 +72,7 @@ class GreedyQLearner(QLearner):
             self._update_gate(step, heads, v_i, v_c)
             slow = Heads(step, *self._unroll_heads(self.slow_mac, batch), self.slow_mixer)
             alternative = self._alternative_policies(batch, slow)
-            bonus_i, bonus_c = self._munchausen_bonuses(step, slow, alternative)
+            bonus_i, bonus_c = self._munchausen_bonuses(step, alternative)
         td, target_i, target_c = self._td(step, heads, (reward_i + bonus_i, step.reward + bonus_c), (v_i, v_c))
         mask_i = step.mask.expand_as(heads.chosen_i)
         penalty = torch.stack(self._penalties(step, heads))
@@ -119,9 +82,7 @@ class GreedyQLearner(QLearner):
         loss = gate.combine(regularised, penalty, acting_weights, self.cfg.gate.acts_on)
         imitation = self._imitation_loss(batch, step, heads)
 
-        target_std = torch.stack([masked_std(target_i, mask_i), masked_std(target_c, step.mask)])
-        self.target_std = gate.smooth(self.target_std, target_std, self.cfg.gate.ema).clamp(min=LEAST_SCALE)
-        self.td_ema = gate.smooth(self.td_ema, td, self.cfg.gate.ema)
+        self._update_scales(step, target_i, target_c, td)
         terms = {}
         for h, head in enumerate(HEADS):
             terms |= {f"td_loss_{head}": td[h], f"penalty_{head}": penalty[h]}
@@ -186,8 +147,7 @@ class GreedyQLearner(QLearner):
     def _penalties(self, step: Transitions, heads: Heads) -> list[torch.Tensor]:
         """alpha_h d_h of both heads: the mean gap of the agents, and the gap of Q_tot.
 
-        alpha and the temperature are in units of the targets' spread, so that the trade-off against the TD loss does
-        not change with the scale of the reward. Lagrangian coefficients multiply alpha by exp(l_h) and ascend on d_h.
+        The temperature is in units of the targets' spread, too.
         """
         cfg = self.cfg.conservative
         scale = self.target_std
@@ -198,19 +158,7 @@ class GreedyQLearner(QLearner):
         if cfg.alpha_cooperative > 0:
             joint = heads.joint_gap(cfg.joint, cfg.op, cfg.temperature * scale[1], cfg.samples)
             gaps[1] = masked_mean(joint, step.mask)
-        if cfg.coefficient == "fixed":
-            return [alpha * s * gap for alpha, s, gap in zip(self._alphas(), scale, gaps, strict=True)]
-        excess = [gap - cfg.threshold * s for s, gap in zip(scale, gaps, strict=True)]
-        coefficients = self.log_coefficients.exp().clamp(max=cfg.coefficient_max)
-        ascent = torch.stack(excess).detach() / scale
-        self.log_coefficients = (self.log_coefficients + cfg.eta * ascent).clamp(-cfg.l_max, cfg.l_max)
-        return [
-            alpha * coefficient * s * e
-            for alpha, coefficient, s, e in zip(self._alphas(), coefficients, scale, excess, strict=True)
-        ]
-
-    def _alphas(self) -> tuple[float, float]:
-        return self.cfg.conservative.alpha_independent, self.cfg.conservative.alpha_cooperative
+        return self._scaled_penalties(gaps)
 
     # The gate
 
@@ -220,7 +168,6 @@ class GreedyQLearner(QLearner):
         self.gap_profile = (*self._gaps(heads), step.mask)
         gap_i, gap_c, mask = self.gap_profile
         gaps = torch.stack([masked_mean(self._team(gap_i), mask), masked_mean(gap_c, mask)])
-        self.gap_ema = gate.smooth(self.gap_ema, gaps, cfg.ema)
         if cfg.realised != "rollout":
             values = (self._team(heads.value_i), heads.value_c)
             # At the start of episodes, where the choice between the heads is made.
@@ -228,18 +175,7 @@ class GreedyQLearner(QLearner):
             self.value_ema = gate.smooth(self.value_ema, first, cfg.ema)
             if cfg.metric in gate.MEASURED or cfg.target == "cert":
                 self._measure_excess(step, heads, values, (self._team(v_i), v_c))
-        smooth, of_batch = self._statistic(gaps)
-        if cfg.mode == "direct":
-            eps = cfg.eps * self.target_std.mean()
-            self.weights = gate.direct_weights(smooth, eps, cfg.p, cfg.floor, cfg.prior_cooperative)
-        elif cfg.mode == "hard":
-            self.weights = gate.hard_weights(smooth, cfg.floor, cfg.prior_cooperative)
-        elif cfg.mode == "lagrange":
-            relative = of_batch / self.target_std.mean()
-            self.log_multipliers = gate.lagrange_step(
-                self.log_multipliers, relative, cfg.eta, cfg.l_max, cfg.form, cfg.threshold
-            )
-            self.weights = gate.lagrange_weights(self.log_multipliers, cfg.floor)
+        self._weigh(gaps)
 
     def _gaps(self, heads: Heads) -> tuple[torch.Tensor, torch.Tensor]:
         """The gaps that the gate reads: (B, T, N) of the agents' values and (B, T, 1) of Q_tot."""
@@ -250,24 +186,6 @@ class GreedyQLearner(QLearner):
         samples = self.cfg.conservative.samples
         gap_c = heads.joint_gap(joint, cfg.op, temperature[1], samples)
         return heads.agent_gaps(cfg.op, temperature[0]).detach(), gap_c.detach()
-
-    def _statistic(self, gaps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the weights fall with, (2,): smoothed over updates, and of this batch where that differs."""
-        metric = self.cfg.gate.metric
-        if metric == "td":
-            nothing = torch.zeros_like(self.gap_ema) if self.td_ema is None else self.td_ema
-            return nothing, nothing
-        if metric == "gap":
-            return self.gap_ema, gaps
-        values = torch.zeros_like(gaps) if self.value_ema is None else self.value_ema  # None before the first rollout
-        if metric == "over":
-            measured = self.excess_ema.relu()
-        elif metric == "cert":
-            measured = gate.regret(gate.certified_value(values, self.excess_ema))
-        else:
-            measured = gate.regret(values - self.excess_ema)
-        known = self.excess_known.min() > 0  # until both heads have been measured the gaps stand in
-        return torch.where(known, measured, self.gap_ema), torch.where(known, measured, gaps)
 
     def _measure_excess(self, step: Transitions, heads: Heads, values, next_values) -> None:
         """How far each head's greedy value stands above what its greedy play was seen to earn (`gate.realised`).
@@ -309,15 +227,11 @@ class GreedyQLearner(QLearner):
             "realised_return": masked_mean(discounted_returns(step.reward * step.mask, self.args.gamma), step.mask)
         }
         values = (masked_mean(self._team(heads.value_i), step.mask), masked_mean(heads.value_c, step.mask))
+        stats |= self._trust_stats()
         for h, head in enumerate(HEADS):
-            stats |= {f"gap_{head}": self.gap_ema[h], f"gate_weight_{head}": self.weights[h]}
             stats[f"value_{head}"] = values[h]
             if cfg.metric in gate.MEASURED or cfg.target == "cert":
                 stats[f"excess_{head}"] = self.excess_ema[h]
-            if cfg.mode == "lagrange":
-                stats[f"multiplier_{head}"] = self.log_multipliers[h].exp()
-            if self.cfg.conservative.coefficient == "lagrange":
-                stats[f"penalty_coefficient_{head}"] = self.log_coefficients[h].exp()
         if not self.shared:
             disagree = (heads.greedy(0) != heads.greedy(1)).any(dim=2).to(step.mask.dtype)
             stats["heads_disagree"] = masked_mean(disagree, step.mask)
@@ -414,30 +328,6 @@ class GreedyQLearner(QLearner):
         independent = munchausen.log_policy(q_i, avail, tau_i)
         return (independent, cooperative) if cfg.source == "self" else (cooperative, independent)
 
-    def _munchausen_bonuses(self, step: Transitions, slow: Heads, alternative) -> tuple[torch.Tensor, torch.Tensor]:
-        """alpha w [tau log rho(a|s)]: (B, T, N) for the independent and (B, T, 1) for the cooperative head.
-
-        w is the gate's trust in the head whose policy rho is, so that a distrusted one does not shape rewards.
-        """
-        cfg = self.cfg.munchausen
-        if alternative is None or cfg.alpha == 0:
-            nothing = torch.zeros_like(step.reward)
-            return nothing, nothing
-        l0 = cfg.l0 * self.reward_std if cfg.clip == "scaled" else cfg.l0
-        bonuses = []
-        for h, trust in enumerate(self._trust_in_alternative()):
-            if cfg.who == "author":
-                log_rho = munchausen.neighbour_confidence(alternative[h])
-            elif cfg.who == "others":
-                log_rho = munchausen.opinion_pool(alternative[h], step.actions)
-            else:
-                log_rho = alternative[h].gather(3, step.actions).squeeze(3)  # (B, T, N)
-            if h == 1:
-                log_rho = (log_rho.sum if cfg.who == "sum" else log_rho.mean)(dim=-1, keepdim=True)
-            tau = cfg.tau * self.target_std[h]
-            bonuses.append(cfg.alpha * trust * munchausen.munchausen_bonus(log_rho, tau, l0, cfg.clip))
-        return bonuses[0], bonuses[1]
-
     def _kl(self, step: Transitions, heads: Heads, alternative) -> torch.Tensor:
         """kl w tau KL(pi_h || rho_h) of both heads, (2,): the direct regulariser, with a gradient into pi_h alone."""
         cfg = self.cfg.munchausen
@@ -449,40 +339,7 @@ class GreedyQLearner(QLearner):
             terms.append(cfg.kl * trust * tau * masked_mean(divergence, step.mask.expand_as(divergence)))
         return torch.stack(terms)
 
-    def _trust_in_alternative(self) -> tuple:
-        if self.cfg.munchausen.source == "self":
-            return 1.0, 1.0
-        return self.weights[1], self.weights[0]
-
-    # The behaviour policy
-
-    def _behaviour_policy(self, batch, step: Transitions) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """beta(a | tau_i), (B, T, N, A), or None for the logged actions; a model of it gets its loss on this batch."""
-        source = self.cfg.behaviour.source
-        if source == "empirical":
-            return None, {}
-        if source == "stored":
-            if step.behaviour is None:
-                raise UserError("behaviour.source=stored: the batch has no field behaviour; store it, or set empirical")
-            return step.behaviour, {}
-        inputs = self.mac._build_sequence_inputs(batch)[:-1]
-        episodes = (inputs, step.avail[:, :-1], step.actions, step.mask)
-        log_beta, posterior = self.behaviour(*episodes)
-        loss, stats = behaviour.model_loss(log_beta, posterior, step.actions, step.mask, self.cfg.behaviour.kl_weight)
-        self._behaviour_loss = loss
-        with torch.no_grad():
-            return self.behaviour.log_probs(*episodes).exp(), stats | {"behaviour_loss": loss.detach()}
-
     # State
-
-    def _start_statistics(self, step: Transitions) -> None:
-        """Scales of rewards and targets; before any target exists, the spread of the observed returns stands in."""
-        reward_std = masked_std(step.reward, step.mask)
-        self.reward_std = gate.smooth(self.reward_std, reward_std, self.cfg.gate.ema).clamp(min=LEAST_SCALE)
-        if self.target_std is None:
-            nothing = torch.zeros_like(step.reward)
-            returns = lambda_targets(step.reward, step.terminated, step.mask, nothing, self.args.gamma, td_lambda=1.0)
-            self.target_std = masked_std(returns, step.mask).clamp(min=LEAST_SCALE).repeat(2)
 
     def _move_targets(self, share: float) -> None:
         super()._move_targets(share)
@@ -496,17 +353,12 @@ class GreedyQLearner(QLearner):
         super().cuda()
         self.slow_mac.cuda()
         self.slow_mixer.cuda()
-        if self.behaviour is not None:
-            self.behaviour.cuda()
-        for name in ("weights", "excess_ema", "excess_known", "log_multipliers", "log_coefficients"):
-            setattr(self, name, getattr(self, name).cuda())
+        self._terms_to_cuda()
 
     def save_models(self, path: str) -> None:
         super().save_models(path)
         state = {"slow_agent": self.slow_mac.agent.state_dict(), "slow_mixer": self.slow_mixer.state_dict()}
-        if self.behaviour is not None:
-            state |= {"behaviour": self.behaviour.state_dict(), "behaviour_opt": self.behaviour_optimiser.state_dict()}
-        torch.save(state, Path(path) / "greedy.th")
+        torch.save(state | self._behaviour_state(), Path(path) / "greedy.th")
 
     def load_models(self, path: str) -> None:
         """Read what `save_models` wrote. A QMIX model, without `greedy.th`, starts the gate anew."""
@@ -519,10 +371,4 @@ class GreedyQLearner(QLearner):
         state = torch.load(file, map_location="cpu", weights_only=True)
         self.slow_mac.agent.load_state_dict(state["slow_agent"])
         self.slow_mixer.load_state_dict(state["slow_mixer"])
-        if self.behaviour is not None and "behaviour" in state:
-            self.behaviour.load_state_dict(state["behaviour"])
-            self.behaviour_optimiser.load_state_dict(state["behaviour_opt"])
-
-
-def _as_namespace(block) -> SimpleNamespace:
-    return SimpleNamespace(**(dict(block) if isinstance(block, dict) else vars(block)))
+        self._load_behaviour(state)

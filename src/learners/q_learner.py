@@ -14,7 +14,7 @@ from torch import nn
 from modules.mixers import REGISTRY as mixer_REGISTRY
 from objectives.td import lambda_targets, td_loss
 from utils.moments import deviation, update_moments
-from utils.networks import NonFiniteError, blend, copy_state, unroll
+from utils.networks import NonFiniteError, blend, build_optimiser, copy_state, set_step_size, unroll
 from utils.registry import resolve
 from utils.shapes import masked_mean
 
@@ -55,6 +55,12 @@ class Transitions:
             else None,
         )
 
+    def divide_rewards(self, scale: torch.Tensor) -> None:
+        """Rewards in units of `scale`. Their mean stays: with episodes of different lengths it decides what is best."""
+        self.reward = self.reward / scale
+        if self.individual_reward is not None:
+            self.individual_reward = self.individual_reward / scale
+
 
 @dataclass
 class Objective:
@@ -81,10 +87,7 @@ class QLearner:
             self.mixer = resolve("mixer", args.mixer, mixer_REGISTRY)(args)
             self.target_mixer = copy.deepcopy(self.mixer)
             self.params += list(self.mixer.parameters())
-        if args.optimizer == "adam":
-            self.optimiser = torch.optim.Adam(self.params, lr=args.lr, eps=args.optim_eps)
-        else:
-            self.optimiser = torch.optim.RMSprop(self.params, lr=args.lr, alpha=args.optim_alpha, eps=args.optim_eps)
+        self.optimiser = build_optimiser(self.params, args.lr, args)
         self.reward_moments: Any = None  # of the rewards of all batches so far; None until the first
         self.last_target_update_episode = 0
         self.log_stats_t = -args.learner_log_interval - 1
@@ -106,10 +109,7 @@ class QLearner:
             for name, value in before.items():
                 setattr(self, name, value)
             raise NonFiniteError({**objective.terms, "gradient norm": grad_norm})
-        if self.args.lr_finish is not None:
-            done = min(1.0, t_env / self.args.t_max)
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.args.lr + done * (self.args.lr_finish - self.args.lr)
+        set_step_size(self.optimiser, t_env, self.args)
         self.optimiser.step()
         self._update_targets(episode_num)
         if t_env - self.log_stats_t >= self.args.learner_log_interval:
@@ -144,18 +144,12 @@ class QLearner:
             return q, chosen if self.mixer is None else self.mixer(chosen, batch["state"])
 
     def _transitions(self, batch, learn_scale: bool = True) -> Transitions:
-        """The batch's steps, with rewards in units of their running standard deviation if `standardise_rewards`.
-
-        The mean is not subtracted: with episodes of different lengths that would change what is best.
-        """
+        """The batch's steps, with rewards in units of their running standard deviation if `standardise_rewards`."""
         step = Transitions.of(batch)
         if self.args.standardise_rewards:
             if learn_scale or self.reward_moments is None:
                 self.reward_moments = update_moments(self.reward_moments, step.reward, step.mask)
-            scale = deviation(self.reward_moments).clamp(min=LEAST_SCALE)
-            step.reward = step.reward / scale
-            if step.individual_reward is not None:
-                step.individual_reward = step.individual_reward / scale
+            step.divide_rewards(deviation(self.reward_moments).clamp(min=LEAST_SCALE))
         return step
 
     def _next_values(self, q: torch.Tensor, q_target: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:

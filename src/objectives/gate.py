@@ -89,9 +89,14 @@ def lagrange_weights(log_multipliers: torch.Tensor, floor: float = 0.0) -> torch
 
 
 def combine(td: torch.Tensor, penalty: torch.Tensor, weights: torch.Tensor | None, acts_on: str) -> torch.Tensor:
-    """The scalar loss of both heads.
+    """The scalar loss of both heads, the sum of `head_losses`."""
+    return head_losses(td, penalty, weights, acts_on).sum()
 
-    loss: sum_h w_h (TD_h + penalty_h);  penalty: sum_h TD_h + w_h penalty_h;  none, or weights None: their sum.
+
+def head_losses(td: torch.Tensor, penalty: torch.Tensor, weights: torch.Tensor | None, acts_on: str) -> torch.Tensor:
+    """The loss of each head, (2,).
+
+    loss: w_h (TD_h + penalty_h);  penalty: TD_h + w_h penalty_h;  none, or weights None: TD_h + penalty_h.
 
     Args:
         td, penalty, weights: (2,); no gradient flows into the weights.
@@ -99,13 +104,13 @@ def combine(td: torch.Tensor, penalty: torch.Tensor, weights: torch.Tensor | Non
     check_shape("td", td, (2,))
     check_shape("penalty", penalty, (2,))
     if weights is None or acts_on == "none":
-        return (td + penalty).sum()
+        return td + penalty
     check_shape("weights", weights, (2,))
     weights = weights.detach()
     if acts_on == "loss":
-        return (weights * (td + penalty)).sum()
+        return weights * (td + penalty)
     if acts_on == "penalty":
-        return (td + weights * penalty).sum()
+        return td + weights * penalty
     raise ValueError(f"acts_on must be one of {', '.join(ACTS_ON)}, got {acts_on!r}")
 
 

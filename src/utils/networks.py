@@ -16,12 +16,32 @@ class NonFiniteError(ArithmeticError):
         super().__init__(f"{self.culprit} is {self.terms.get(self.culprit)}; terms: {self.terms}")
 
 
-def unroll(mac, batch) -> torch.Tensor:
-    """The controller's outputs for every step, (B, T, N, A); controllers without `unroll` are stepped."""
+def unroll(mac, batch, test_mode: bool = False) -> torch.Tensor:
+    """The controller's outputs for every step, (B, T, N, A); controllers without `unroll` are stepped.
+
+    `test_mode`: policies without exploration.
+    """
+    mode = {"test_mode": True} if test_mode else {}
     if hasattr(mac, "unroll"):
-        return mac.unroll(batch)
+        return mac.unroll(batch, **mode)
     mac.init_hidden(batch.batch_size)
-    return torch.stack([mac.forward(batch, t=t) for t in range(batch.max_seq_length)], dim=1)
+    return torch.stack([mac.forward(batch, t=t, **mode) for t in range(batch.max_seq_length)], dim=1)
+
+
+def build_optimiser(params: list[nn.Parameter], lr: float, args) -> torch.optim.Optimizer:
+    """The optimiser that `args.optimizer` names, with step size `lr`."""
+    if args.optimizer == "adam":
+        return torch.optim.Adam(params, lr=lr, eps=args.optim_eps)
+    return torch.optim.RMSprop(params, lr=lr, alpha=args.optim_alpha, eps=args.optim_eps)
+
+
+def set_step_size(optimiser: torch.optim.Optimizer, t_env: int, args) -> None:
+    """On the line from `args.lr` at step 0 to `args.lr_finish` at `args.t_max`; nothing without `lr_finish`."""
+    if args.lr_finish is None:
+        return
+    done = min(1.0, t_env / args.t_max)
+    for group in optimiser.param_groups:
+        group["lr"] = args.lr + done * (args.lr_finish - args.lr)
 
 
 @torch.no_grad()

@@ -120,3 +120,15 @@ def test_blocks_show_the_value_of_each_file_that_has_them(tmp_path):
     allowed = "one of direct, hard, lagrange, fixed, none"
     assert f"| `gate.mode` | `hard` | `none` | {allowed} | a\\|b \\<token> |" in table
     assert "| `gate.p` |  | `2.0` | a number > 0 | power |" in table
+
+
+def test_a_file_that_extends_another_says_what_differs_behind_it(tmp_path):
+    child, parent = tmp_path / "child.yaml", tmp_path / "parent.yaml"
+    child.write_text("extends: other\ngate:\n  mode: none  # its own\n  p: 2.0  # power\n  eps: 1.0  # alone\n")
+    parent.write_text("gate:  # trust\n  mode: hard  # how\n  p: 1.0  # power\n")
+    table = document._block_table("gate", "gate", BLOCKS["gate"], [child, parent])
+    assert "Trust.\n" in table
+    rows = {line.split(" | ")[0]: line.split(" | ")[-1] for line in table.splitlines()}
+    assert rows["| `gate.mode`"] == "how; child: its own |"
+    assert rows["| `gate.p`"] == "power |"
+    assert rows["| `gate.eps`"] == "alone |"

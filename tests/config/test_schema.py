@@ -93,7 +93,8 @@ def test_a_file_says_nothing_that_the_file_which_it_extends_says_already():
     def repeated(mine, parents) -> list[str]:
         if not isinstance(mine, dict):
             return [""] if mine == parents else []
-        return [f".{key}{rest}" for key, value in mine.items() for rest in repeated(value, parents[key])]
+        known = {key: value for key, value in mine.items() if key in parents}
+        return [f".{key}{rest}" for key, value in known.items() for rest in repeated(value, parents[key])]
 
     for kind, files in (("algs", ALGS), ("envs", ENVS)):
         for name, path in files.items():
@@ -704,6 +705,101 @@ def test_options_of_the_method_that_make_no_sense_together_are_refused_with_the_
 )
 def test_options_of_the_method_that_do_make_sense_are_taken(updates):
     with_(*updates)
+
+
+@pytest.mark.parametrize(
+    ("alg", "update", "found", "remedy"),
+    [
+        ("lica", "critic=None", "critic=None", "the actors ascend a critic; set critic=lica"),
+        ("lica", "agent_output_type=q", "action_selector='multinomial'", "set agent_output_type=pi_logits"),
+        (
+            "lica",
+            "action_selector=epsilon_greedy",
+            "action_selector='epsilon_greedy'",
+            "set action_selector=multinomial",
+        ),
+        ("lica", "mixer=qmix", "mixer='qmix'", "its critic mixes the agents' policies itself; set mixer=null"),
+        ("lica", "mac=gated_mac", "mac='gated_mac'", "give values, no policies; set mac=basic_mac"),
+        ("greedy_lica", "gate.metric=cert", "gate.metric='cert'", "not tell them apart; set gate.metric=gap or td"),
+        ("greedy_lica", "gate.target=min", "gate.target='min'", "each on its own value; set gate.target=own"),
+        ("greedy_lica", "gate.acts_on=loss", "gate.acts_on='loss'", "weighed anyway; set gate.acts_on=none or penalty"),
+        (
+            "greedy_lica",
+            "conservative.joint=max",
+            "conservative.joint='max'",
+            "no monotone mixer of the agents' values; set conservative.joint=policy or conservative.joint=cf",
+        ),
+        ("greedy_lica", "gate.joint=linear", "gate.joint='linear'", "set gate.joint=policy or gate.joint=cf"),
+        (
+            "greedy_lica",
+            "conservative.op=max",
+            "conservative.op='max'",
+            "only the policies' value is known; set conservative.op=policy or conservative.joint=cf",
+        ),
+        ("greedy_lica", "gate.op=lse", "gate.op='lse'", "set gate.op=policy or gate.joint=cf"),
+        ("greedy_lica", "munchausen.source=alt_utility", "munchausen.source='alt_utility'", "(or self)"),
+        ("greedy_lica", "munchausen.who=others", "munchausen.who='others'", "set munchausen.who=own"),
+        ("greedy_lica", "heads.act=global", "heads.act='global'", "greedy_qr_qmix, greedy_vdn"),
+        ("greedy_lica", "mixer=qmix", "mixer='qmix'", "its critic mixes the agents' policies itself; set mixer=null"),
+        ("greedy_qmix", "gate.op=policy", "gate.op='policy'", "no policies apart from their values; set gate.op=max"),
+        ("greedy_qmix", "conservative.joint=policy", "conservative.joint='policy'", "set conservative.joint=max"),
+        ("qmix", "critic=lica", "critic='lica'", "Q learners have no critic; set critic=null, or learner=lica_learner"),
+        ("qmix", "entropy_coef=0.1", "entropy_coef=0.1", "no policy whose entropy could be raised; set entropy_coef=0"),
+    ],
+)
+def test_what_actor_critics_and_q_learners_cannot_have_is_refused_with_the_reason(alg, update, found, remedy):
+    message = refusal(update, alg=alg)
+    assert found in message.partition(": ")[0]
+    assert message.endswith(remedy)
+
+
+@pytest.mark.parametrize(
+    ("updates", "found", "remedy"),
+    [
+        (
+            ["gate.mode=lagrange", "gate.joint=policy"],
+            "gate.mode='lagrange', gate.joint='policy'",
+            "trust the wrong head; set gate.joint=auto or gate.joint=cf",
+        ),
+        (
+            ["munchausen.source=none", "munchausen.kl=0.5"],
+            "munchausen.source='none', munchausen.kl=0.5",
+            "munchausen.kl=0",
+        ),
+        (
+            ["gate.op=lse_beta", "gate.joint=cf"],
+            "gate.op='lse_beta', behaviour.source='empirical'",
+            "set behaviour.source=stored (or bc_rnn, cvae_joint)",
+        ),
+        (
+            ["conservative.coefficient=lagrange", "gate.mode=lagrange", "gate.acts_on=penalty"],
+            "conservative.coefficient='lagrange', gate.acts_on='penalty'",
+            "cancel against multiplied penalties; set gate.acts_on=none",
+        ),
+    ],
+)
+def test_terms_that_contradict_each_other_are_refused_whatever_the_heads_are(updates, found, remedy):
+    message = refusal(*updates, alg="greedy_lica")
+    keys = message.partition(": ")[0]
+    assert [part.partition(" (")[0] for part in keys.split(" and ")] == found.split(", ")
+    assert message.endswith(remedy)
+
+
+@pytest.mark.parametrize(
+    ("alg", "updates"),
+    [
+        ("lica", ["action_selector=one_at_a_time"]),  # data of another policy
+        ("greedy_lica", ["conservative.joint=cf", "conservative.op=max"]),
+        ("greedy_lica", ["gate.mode=lagrange"]),  # auto is cf then
+        ("greedy_lica", ["gate.mode=lagrange", "gate.op=lse"]),
+        ("greedy_lica", ["gate.mode=none", "gate.acts_on=loss"]),  # without a gate it has no meaning
+        ("greedy_lica", ["conservative.coefficient=lagrange"]),
+        ("greedy_lica", ["munchausen.source=self", "munchausen.kl=0.5"]),
+        ("greedy_lica", ["munchausen.source=none", "munchausen.who=others"]),
+    ],
+)
+def test_options_of_actor_critics_that_do_make_sense_are_taken(alg, updates):
+    with_(*updates, alg=alg)
 
 
 # --- files that extend others

@@ -8,9 +8,9 @@ import sys
 import pytest
 from helpers import fake_sc2, read_run, run_main
 
-from config.schema import config_files, read_yaml
+from config.schema import config_files, lineage, read_yaml
 
-ALGS = sorted(config_files("algs"))
+ALGS = config_files("algs")
 TINY = {
     "rnn_hidden_dim": 16,
     "mixing_embed_dim": 8,
@@ -60,7 +60,9 @@ def test_it_trains(alg, env, tmp_path, monkeypatch):
         folder = fake_sc2("install").install(tmp_path / "StarCraftII", maps=("3m", "32x32_flat"))
         monkeypatch.setenv("SC2PATH", str(folder))
     intervals = {f"{name}interval": 1 for name in ("log_", "runner_log_", "learner_log_")} | {"test_interval": 60}
-    options = [f"{key}={value}" for key, value in {**TINY, **intervals, **settings}.items()]
+    sets_pace = any("updates_per_episode" in read_yaml(path) for path in lineage("config", ALGS[alg]))
+    often = {"updates_per_episode": 1.0} if sets_pace else {}
+    options = [f"{key}={value}" for key, value in {**TINY, **intervals, **often, **settings}.items()]
     code = run_main(f"--config={alg}", f"--env-config={env}", "with", *options, f"local_results_path={tmp_path}")
     assert code == 0
     run = read_run(tmp_path)
@@ -69,8 +71,10 @@ def test_it_trains(alg, env, tmp_path, monkeypatch):
     for name, metric in metrics.items():
         assert all(math.isfinite(value) for value in metric["values"]), name
     assert max(metrics["updates"]["values"]) >= 4
-    assert len(set(metrics["loss"]["values"])) >= 4
-    assert {"return_mean", "test_return_mean", "ep_length_mean", "grad_norm", "epsilon"} <= metrics.keys()
+    assert {"return_mean", "test_return_mean", "ep_length_mean", "epsilon"} <= metrics.keys()
+    names = {"loss", "grad_norm"} if "loss" in metrics else {"critic_loss", "critic_grad_norm", "agent_grad_norm"}
+    for name in names:
+        assert len(set(metrics[name]["values"])) >= 4, name
     # What was printed is in the record, to the end.
     assert "test return" in run["cout"]
     assert "sacred record" in run["cout"]

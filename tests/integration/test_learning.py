@@ -16,6 +16,7 @@ from config.schema import extend, freeze, load
 from envs import make_vector_env
 from run import Experiment
 from runners.game_tables import joint_action_batch
+from runners.vector_runner import VectorRunner
 from utils.logging import Logger
 from utils.seeding import seed_everything
 
@@ -37,9 +38,8 @@ def train(alg: str, env_args: dict, t_max: int, seed: int = 0, **settings) -> Ex
     config = load(alg, "matrix_games", {**SETTINGS, "t_max": t_max, "seed": seed, "env_args": env_args, **settings})
     seed_everything(seed)
     torch.set_num_threads(1)
-    experiment = Experiment(
-        extend(freeze(config), device="cpu", unique_token="test"), Logger(logging.getLogger("test"))
-    )
+    args, logger = extend(freeze(config), device="cpu", unique_token="test"), Logger(logging.getLogger("test"))
+    experiment = Experiment(args, logger, VectorRunner(args, logger))
     experiment.train(SimpleNamespace(_id=None))
     return experiment
 
@@ -131,6 +131,15 @@ def test_iql_takes_the_safe_branch_of_the_two_step_game():
 def test_the_monotone_game_is_solved(alg):
     experiment = train(alg, {"game": "monotone"}, t_max=2000, **UNIFORM)
     assert greedy_return(experiment) == 12
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("alg", ["lica", "greedy_lica"])
+def test_actor_critics_solve_the_monotone_game(alg, seed):
+    options = {"lr": 0.0025, "epsilon_anneal_time": 3000}
+    experiment = train(alg, {"game": "monotone"}, t_max=4000, seed=seed, **options)
+    assert greedy_return(experiment) == 12
+    assert tables(experiment)["1"][0, 0].item() == pytest.approx(12, abs=0.2)  # what it plays, it values rightly
 
 
 def test_vdn_fits_the_non_monotone_game_by_its_main_effects():

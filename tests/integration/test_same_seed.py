@@ -56,19 +56,21 @@ def train(alg, env, seed, results, **changes):
     assert run_main(f"--config={alg}", f"--env-config={env}", "with", *options) == 0
     (model,) = (results / "models").glob("*/*")
     weights = {}
-    for file in ("agent.th", "mixer.th", "target_agent.th"):
-        for key, value in torch.load(model / file, weights_only=True).items():
-            weights[f"{file}:{key}"] = value
+    for path in (model / f"{name}.th" for name in ("agent", "critic", "mixer", "target_agent", "target_critic")):
+        if path.exists():
+            for key, value in torch.load(path, weights_only=True).items():
+                weights[f"{path.name}:{key}"] = value
     return weights, read_run(results)["metrics"]["return_mean"]["values"]
 
 
 @pytest.mark.parametrize("env", ENVS)
-@pytest.mark.parametrize("alg", ["qmix", "greedy_qmix"])
+@pytest.mark.parametrize("alg", ["qmix", "greedy_qmix", "greedy_lica"])
 def test_same_seed_same_weights(alg, env, tmp_path):
     needs(env)
-    first, returns = train(alg, env, 3, tmp_path / "first")
-    again, same_returns = train(alg, env, 3, tmp_path / "again")
-    other, _ = train(alg, env, 4, tmp_path / "other")
+    often = {"updates_per_episode": 1.0} if alg == "greedy_lica" else {}
+    first, returns = train(alg, env, 3, tmp_path / "first", **often)
+    again, same_returns = train(alg, env, 3, tmp_path / "again", **often)
+    other, _ = train(alg, env, 4, tmp_path / "other", **often)
     assert returns == same_returns
     assert not differs(first, again)
     assert differs(first, other)
