@@ -15,6 +15,7 @@ from components.episode_buffer import EpisodeBatch
 from config.schema import extend, freeze, load
 from envs import make_vector_env
 from run import Experiment
+from runners import REGISTRY as runner_REGISTRY
 from runners.game_tables import joint_action_batch
 from utils.logging import Logger
 from utils.seeding import seed_everything
@@ -37,9 +38,8 @@ def train(alg: str, env_args: dict, t_max: int, seed: int = 0, **settings) -> Ex
     config = load(alg, "matrix_games", {**SETTINGS, "t_max": t_max, "seed": seed, "env_args": env_args, **settings})
     seed_everything(seed)
     torch.set_num_threads(1)
-    experiment = Experiment(
-        extend(freeze(config), device="cpu", unique_token="test"), Logger(logging.getLogger("test"))
-    )
+    args, logger = extend(freeze(config), device="cpu", unique_token="test"), Logger(logging.getLogger("test"))
+    experiment = Experiment(args, logger, runner_REGISTRY[args.runner](args, logger))
     experiment.train(SimpleNamespace(_id=None))
     return experiment
 
