@@ -188,6 +188,9 @@ def networks(learner) -> dict[str, nn.Module]:
         found |= {"mixer": learner.mixer, "target_mixer": learner.target_mixer}
     if hasattr(learner, "slow_mac"):
         found |= {"slow_agent": learner.slow_mac.agent, "slow_mixer": learner.slow_mixer}
+    if hasattr(learner, "central_mac"):
+        found |= {"central_agent": learner.central_mac.agent, "target_central_agent": learner.target_central_mac.agent}
+        found |= {"central_mixer": learner.central_mixer, "target_central_mixer": learner.target_central_mixer}
     if getattr(learner, "behaviour", None) is not None:
         found["behaviour"] = learner.behaviour
     return found

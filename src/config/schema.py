@@ -186,6 +186,13 @@ class Behaviour(Section):
     lr: Positive
 
 
+class Weighting(Section):
+    rule: Literal["optimistic", "central"]
+    alpha: PositiveShare
+    central_loss: Positive
+    central_embed_dim: Count
+
+
 class Smax(Section):
     map_name: Filled
     seed: Seed | None
@@ -268,19 +275,21 @@ class StarCraft2V2(StarCraft2):
     capability_config: dict[str, Any]
 
 
-BLOCKS: dict[str, type[Section]] = {
+METHOD_BLOCKS: dict[str, type[Section]] = {
     "heads": Heads,
     "conservative": Conservative,
     "gate": Gate,
     "munchausen": Munchausen,
     "behaviour": Behaviour,
 }
+BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting}
 # The blocks that each learner of this project reads; plug-ins may have any.
 LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "q_learner": (),
     "quantile_q_learner": (),
-    "greedy_q_learner": tuple(BLOCKS),
-    "greedy_quantile_q_learner": tuple(BLOCKS),
+    "greedy_q_learner": tuple(METHOD_BLOCKS),
+    "greedy_quantile_q_learner": tuple(METHOD_BLOCKS),
+    "weighted_q_learner": ("weighting",),
 }
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
@@ -585,6 +594,8 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield "exploration must not grow; lower epsilon_finish", "epsilon_start", "epsilon_finish"
     if config["learner"] in ("greedy_q_learner", "greedy_quantile_q_learner") and config["mixer"] is None:
         yield "the cooperative head needs a mixer; set mixer=qmix", "learner", "mixer"
+    if config["learner"] == "weighted_q_learner" and config["mixer"] is None:
+        yield "weights are for the fit of a mixer; set mixer=qmix", "learner", "mixer"
     if config["action_selector"] == "multinomial" and config["agent_output_type"] != "pi_logits":
         yield "values are no probabilities; set agent_output_type=pi_logits", "action_selector", "agent_output_type"
     if config["evaluate"] and not config["checkpoint_path"]:
@@ -603,7 +614,7 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             "quantiles",
             "learner",
         )
-    if all(name in config for name in BLOCKS):
+    if all(name in config for name in METHOD_BLOCKS):
         yield from _method_conflicts(config)
 
 

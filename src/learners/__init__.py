@@ -3,10 +3,12 @@
 from learners.greedy_q_learner import GreedyQLearner
 from learners.q_learner import QLearner
 from learners.quantile_q_learner import GreedyQuantileQLearner, QuantileQLearner
+from learners.weighted_q_learner import WeightedQLearner
 
 REGISTRY = {
     "q_learner": QLearner,
     "greedy_q_learner": GreedyQLearner,
     "quantile_q_learner": QuantileQLearner,
     "greedy_quantile_q_learner": GreedyQuantileQLearner,
+    "weighted_q_learner": WeightedQLearner,
 }

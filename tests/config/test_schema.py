@@ -509,6 +509,31 @@ def test_keys_that_do_not_go_together_are_named_with_the_remedy(updates, found, 
 
 
 @pytest.mark.parametrize(
+    ("alg", "updates", "found", "remedy"),
+    [
+        (
+            "ow_qmix",
+            ["mixer=None"],
+            "learner='weighted_q_learner' (src/config/algs/ow_qmix.yaml) and mixer=None (command line): ",
+            "set mixer=qmix",
+        ),
+    ],
+)
+def test_learners_and_mixers_that_contradict_each_other_are_refused(alg, updates, found, remedy):
+    message = refusal(*updates, alg=alg)
+    assert message.startswith(found)
+    assert message.endswith(remedy)
+
+
+def test_blocks_of_other_learners_are_refused():
+    message = refusal("weighting.alpha=0.1", alg="qmix")
+    assert "config qmix (learner q_learner) has no block weighting" in message
+    assert message.endswith("available with cw_qmix, ow_qmix")
+    assert refusal("weighting.alpha=0.0", alg="ow_qmix").endswith("expected a number in (0, 1]")
+    assert refusal("weighting.rul=central", alg="ow_qmix").endswith("did you mean weighting.rule?")
+
+
+@pytest.mark.parametrize(
     "updates",
     [
         ["runner=episode", "batch_size_run=1"],

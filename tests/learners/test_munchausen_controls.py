@@ -69,7 +69,7 @@ def test_m_iql_is_munchausen_q_learning_of_every_agent():
 
 @pytest.mark.usefixtures("double")
 def test_m_qmix_of_a_sum_is_munchausen_q_learning_of_joint_actions():
-    """With VDN's mixer the agents' policies and soft values are exactly those of softmax(Q_tot / tau) over the joint."""
+    """With VDN's mixer the agents' policies and soft values are those of softmax(Q_tot / tau) over joint actions."""
     learner, batch, tau, least = ready("m_qmix", mixer="vdn", munchausen={"tau": 0.5, "l0": -6.0})
     q, q_target = learner.mac.unroll(batch), learner.target_mac.unroll(batch).detach()
     N = learner.args.n_agents

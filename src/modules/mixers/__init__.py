@@ -1,7 +1,8 @@
 """Mixers: from the agents' chosen action values to the team's value Q_tot.
 
 A mixer is called as `mixer(agent_qs (B, T, N), states (B, T, S)) -> (B, T, 1)`. One that has a method
-`counterfactual` offers a cheaper way to what `counterfactual_q_tot` computes for any mixer.
+`counterfactual` offers a cheaper way to what `counterfactual_q_tot` computes for any mixer; one that has a method
+`of_actions` reads more of the agents' values than those of the chosen actions (see `joint_value`).
 """
 
 from collections.abc import Callable
@@ -20,6 +21,30 @@ REGISTRY = {
     "qmix": QMixer,
     "qmix_concave": ConcaveQMixer,
 }
+
+
+def joint_value(
+    mixer: Callable | None, q: torch.Tensor, actions: torch.Tensor, avail: torch.Tensor, states: torch.Tensor
+) -> torch.Tensor:
+    """What a joint action is worth: Q_tot(a; s), or each agent's Q_i(a_i) without a mixer.
+
+    A mixer is given the values of the chosen actions. One that has a method `of_actions` is given everything here,
+    since it also reads which actions they are and what the best ones are worth.
+
+    Args:
+        q, avail: (B, T, N, A) values of all actions, and 1 where an action is available.
+        actions: (B, T, N, 1).
+        states: (B, T, S).
+
+    Returns:
+        (B, T, 1), or (B, T, N) without a mixer.
+    """
+    check_shape("actions", actions, (*q.shape[:-1], 1))
+    own: Callable[..., torch.Tensor] | None = getattr(mixer, "of_actions", None)
+    if own is not None:
+        return own(q, actions, avail, states)
+    chosen = q.gather(3, actions).squeeze(3)  # (B, T, N)
+    return chosen if mixer is None else mixer(chosen, states)
 
 
 def counterfactual_q_tot(mixer: Callable, chosen: torch.Tensor, qs: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
