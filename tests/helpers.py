@@ -259,6 +259,10 @@ class WildMAC(BasicMAC):
     def unroll(self, batch, test_mode=False):
         return super().unroll(batch, test_mode) + self.wild * wild_noise(batch["avail_actions"])
 
+    def unroll_features(self, batch):
+        q, memories = super().unroll_features(batch)
+        return q + self.wild * wild_noise(batch["avail_actions"]), memories
+
     def unroll_others(self, batch, network=None):
         avail = batch["avail_actions"].unsqueeze(3).expand(-1, -1, -1, self.n_agents, -1)
         return super().unroll_others(batch, network) + self.wild * wild_noise(avail)
