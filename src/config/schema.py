@@ -117,7 +117,14 @@ class Run(Section):
     mixing_embed_dim: Count
     hypernet_layers: Annotated[int, Field(ge=1, le=2)]
     hypernet_embed: Count
+    num_kernel: Count
+    adv_hypernet_layers: Annotated[int, Field(ge=1, le=3)]
+    adv_hypernet_embed: Count
     quantiles: Count
+    opt_loss: NonNegative
+    nopt_min_loss: NonNegative
+    qtran_arch: Literal["qtran_paper", "coma_critic"]
+    network_size: Literal["small", "big"]
     repeat_id: int
 
 
@@ -289,7 +296,14 @@ LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "quantile_q_learner": (),
     "greedy_q_learner": tuple(METHOD_BLOCKS),
     "greedy_quantile_q_learner": tuple(METHOD_BLOCKS),
+    "qtran_learner": (),
     "weighted_q_learner": ("weighting",),
+}
+# Mixers that not every learner can use, and the learners of this project that can.
+LEARNERS_OF_MIXER: dict[str, tuple[str, ...]] = {
+    "qtran_base": ("qtran_learner",),
+    "qtran_alt": ("qtran_learner",),
+    "dmaq": ("q_learner", "weighted_q_learner"),
 }
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
@@ -596,6 +610,12 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield "the cooperative head needs a mixer; set mixer=qmix", "learner", "mixer"
     if config["learner"] == "weighted_q_learner" and config["mixer"] is None:
         yield "weights are for the fit of a mixer; set mixer=qmix", "learner", "mixer"
+    fitting = LEARNERS_OF_MIXER.get(str(config["mixer"]))
+    if fitting is not None and config["learner"] in LEARNER_BLOCKS and config["learner"] not in fitting:
+        yield f"this mixer asks for another learner; set learner={fitting[0]}, or mixer=qmix", "mixer", "learner"
+    joint = [mixer for mixer, learners in LEARNERS_OF_MIXER.items() if "qtran_learner" in learners]
+    if config["learner"] == "qtran_learner" and config["mixer"] not in joint and ":" not in str(config["mixer"]):
+        yield "it needs a joint network; set mixer=qtran_base (or qtran_alt)", "learner", "mixer"
     if config["action_selector"] == "multinomial" and config["agent_output_type"] != "pi_logits":
         yield "values are no probabilities; set agent_output_type=pi_logits", "action_selector", "agent_output_type"
     if config["evaluate"] and not config["checkpoint_path"]:

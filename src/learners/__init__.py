@@ -2,6 +2,7 @@
 
 from learners.greedy_q_learner import GreedyQLearner
 from learners.q_learner import QLearner
+from learners.qtran_learner import QTranLearner
 from learners.quantile_q_learner import GreedyQuantileQLearner, QuantileQLearner
 from learners.weighted_q_learner import WeightedQLearner
 
@@ -10,5 +11,6 @@ REGISTRY = {
     "greedy_q_learner": GreedyQLearner,
     "quantile_q_learner": QuantileQLearner,
     "greedy_quantile_q_learner": GreedyQuantileQLearner,
+    "qtran_learner": QTranLearner,
     "weighted_q_learner": WeightedQLearner,
 }

@@ -517,12 +517,41 @@ def test_keys_that_do_not_go_together_are_named_with_the_remedy(updates, found, 
             "learner='weighted_q_learner' (src/config/algs/ow_qmix.yaml) and mixer=None (command line): ",
             "set mixer=qmix",
         ),
+        (
+            "qtran",
+            ["mixer=qmix"],
+            "learner='qtran_learner' (src/config/algs/qtran.yaml) and mixer='qmix' (command line): ",
+            "set mixer=qtran_base (or qtran_alt)",
+        ),
+        (
+            "qmix",
+            ["mixer=qtran_alt"],
+            "mixer='qtran_alt' (command line) and learner='q_learner' (src/config/algs/qmix.yaml): ",
+            "set learner=qtran_learner, or mixer=qmix",
+        ),
+        (
+            "greedy_qmix",
+            ["mixer=dmaq"],
+            "mixer='dmaq' (command line) and learner='greedy_q_learner' (src/config/algs/greedy_qmix.yaml): ",
+            "set learner=q_learner, or mixer=qmix",
+        ),
     ],
 )
 def test_learners_and_mixers_that_contradict_each_other_are_refused(alg, updates, found, remedy):
     message = refusal(*updates, alg=alg)
     assert message.startswith(found)
     assert message.endswith(remedy)
+
+
+@pytest.mark.parametrize(
+    "updates", [["mixer=dmaq"], ["mixer=qtran_alt", "learner=my.plugin:Learner"], ["mixer=my.plugin:Mixer"]]
+)
+def test_mixers_that_fit_are_taken(updates):
+    assert with_(*updates, alg="ow_qmix" if len(updates) == 1 else "qmix")["mixer"] == updates[0].partition("=")[2]
+
+
+def test_a_joint_network_of_the_users_own_is_taken():
+    assert with_("mixer=my.plugin:Joint", alg="qtran")["mixer"] == "my.plugin:Joint"
 
 
 def test_blocks_of_other_learners_are_refused():

@@ -160,6 +160,22 @@ def test_weighted_qmix_finds_the_optimum_of_the_non_monotone_game(alg, rest, see
     assert greedy_return(experiment) == 8
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("alg", ["qtran", "qtran_alt"])
+def test_qtran_learns_the_non_monotone_game_and_finds_its_optimum(alg, seed):
+    experiment = fit_uniform_data(alg, "nonmonotone", updates=700, seed=seed)
+    assert_near(tables(experiment)["1"], [[8, -12, -12], [-12, 0, 0], [-12, 0, 0]], 0.75)
+    assert greedy_return(experiment) == 8
+
+
+def test_qplex_solves_the_two_step_game():
+    experiment = fit_uniform_data("qplex", "two_step", updates=500)
+    table = tables(experiment)
+    assert_near(table["2A"], [[7, 7], [7, 7]], 0.3)
+    assert_near(table["2B"], [[0, 1], [1, 8]], 0.3)
+    assert greedy_return(experiment) == 8
+
+
 # Games of 25 repeats: exploration falls from 1 to 0.05 over 15 000 steps, and what the agents settle on is played.
 # They do not see their last actions: for games without states these are noise, which costs QMIX a repeat or two.
 

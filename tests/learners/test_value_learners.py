@@ -20,7 +20,7 @@ from helpers import (
 
 from utils.networks import NonFiniteError
 
-ALGS = ("ow_qmix", "cw_qmix")
+ALGS = ("ow_qmix", "cw_qmix", "qtran", "qtran_alt", "qplex")
 
 
 @pytest.mark.parametrize("alg", ALGS)

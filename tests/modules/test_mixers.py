@@ -14,6 +14,8 @@ from modules.mixers import REGISTRY, counterfactual_q_tot, joint_value, mixer_ga
 from modules.mixers.central import CentralMixer
 from modules.mixers.qmix import QMixer
 from modules.mixers.qmix_concave import ConcaveQMixer
+from modules.mixers.qplex import DuplexMixer
+from modules.mixers.qtran import QTranAlt, QTranBase
 from modules.mixers.vdn import VDNMeanMixer, VDNMixer
 
 
@@ -474,7 +476,10 @@ def test_state_shape_may_be_a_tuple():
 
 def test_registry_builds_from_args():
     classes = {"vdn": VDNMixer, "vdn_mean": VDNMeanMixer, "qmix": QMixer, "qmix_concave": ConcaveQMixer}
-    assert {name: type(build(mixer_args())) for name, build in REGISTRY.items()} == classes
+    classes |= {"dmaq": DuplexMixer, "qtran_base": QTranBase, "qtran_alt": QTranAlt}
+    args = vars(mixer_args()) | {"n_actions": 4, "rnn_hidden_dim": 8, "qtran_arch": "qtran_paper"}
+    args |= {"network_size": "small", "num_kernel": 2, "adv_hypernet_layers": 1, "adv_hypernet_embed": 4}
+    assert {name: type(build(SimpleNamespace(**args))) for name, build in REGISTRY.items()} == classes
 
 
 def test_shape_errors_name_both_shapes():

@@ -2,7 +2,8 @@
 
 A mixer is called as `mixer(agent_qs (B, T, N), states (B, T, S)) -> (B, T, 1)`. One that has a method
 `counterfactual` offers a cheaper way to what `counterfactual_q_tot` computes for any mixer; one that has a method
-`of_actions` reads more of the agents' values than those of the chosen actions (see `joint_value`).
+`of_actions` reads more of the agents' values than those of the chosen actions (see `joint_value`). QTRAN's are joint
+networks with a signature of their own, for `qtran_learner` alone.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,8 @@ import torch
 
 from modules.mixers.qmix import QMixer
 from modules.mixers.qmix_concave import ConcaveQMixer
+from modules.mixers.qplex import DuplexMixer
+from modules.mixers.qtran import QTranAlt, QTranBase
 from modules.mixers.vdn import VDNMeanMixer, VDNMixer
 from utils.shapes import check_shape
 
@@ -20,6 +23,9 @@ REGISTRY = {
     "vdn_mean": lambda args: VDNMeanMixer(),
     "qmix": QMixer,
     "qmix_concave": ConcaveQMixer,
+    "dmaq": DuplexMixer,
+    "qtran_base": QTranBase,
+    "qtran_alt": QTranAlt,
 }
 
 
