@@ -195,6 +195,9 @@ def networks(learner) -> dict[str, nn.Module]:
         found |= {"slow_independent": learner.slow_independent.agent, "slow_critic": learner.slow_critic}
     if hasattr(learner, "slow_mac"):
         found |= {"slow_agent": learner.slow_mac.agent, "slow_mixer": learner.slow_mixer}
+    if hasattr(learner, "central_mac"):
+        found |= {"central_agent": learner.central_mac.agent, "target_central_agent": learner.target_central_mac.agent}
+        found |= {"central_mixer": learner.central_mixer, "target_central_mixer": learner.target_central_mixer}
     if getattr(learner, "behaviour", None) is not None:
         found["behaviour"] = learner.behaviour
     return found
@@ -262,6 +265,10 @@ class WildMAC(BasicMAC):
 
     def unroll(self, batch, test_mode=False):
         return super().unroll(batch, test_mode) + self.wild * wild_noise(batch["avail_actions"])
+
+    def unroll_features(self, batch):
+        q, memories = super().unroll_features(batch)
+        return q + self.wild * wild_noise(batch["avail_actions"]), memories
 
     def unroll_others(self, batch, network=None):
         avail = batch["avail_actions"].unsqueeze(3).expand(-1, -1, -1, self.n_agents, -1)

@@ -117,9 +117,16 @@ class Run(Section):
     mixing_embed_dim: Count
     hypernet_layers: Annotated[int, Field(ge=1, le=2)]
     hypernet_embed: Count
+    num_kernel: Count
+    adv_hypernet_layers: Annotated[int, Field(ge=1, le=3)]
+    adv_hypernet_embed: Count
     quantiles: Count
     critic: Name | None
     entropy_coef: NonNegative
+    opt_loss: NonNegative
+    nopt_min_loss: NonNegative
+    qtran_arch: Literal["qtran_paper", "coma_critic"]
+    network_size: Literal["small", "big"]
     repeat_id: int
 
 
@@ -186,6 +193,13 @@ class Behaviour(Section):
     samples: Count
     kl_weight: NonNegative
     lr: Positive
+
+
+class Weighting(Section):
+    rule: Literal["optimistic", "central"]
+    alpha: PositiveShare
+    central_loss: Positive
+    central_embed_dim: Count
 
 
 class Smax(Section):
@@ -270,21 +284,30 @@ class StarCraft2V2(StarCraft2):
     capability_config: dict[str, Any]
 
 
-BLOCKS: dict[str, type[Section]] = {
+METHOD_BLOCKS: dict[str, type[Section]] = {
     "heads": Heads,
     "conservative": Conservative,
     "gate": Gate,
     "munchausen": Munchausen,
     "behaviour": Behaviour,
 }
+BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting}
 # The blocks that each learner of this project reads; plug-ins may have any.
 LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "q_learner": (),
     "quantile_q_learner": (),
-    "greedy_q_learner": tuple(BLOCKS),
-    "greedy_quantile_q_learner": tuple(BLOCKS),
     "lica_learner": (),
     "greedy_lica_learner": ("conservative", "gate", "munchausen", "behaviour"),
+    "greedy_q_learner": tuple(METHOD_BLOCKS),
+    "greedy_quantile_q_learner": tuple(METHOD_BLOCKS),
+    "qtran_learner": (),
+    "weighted_q_learner": ("weighting",),
+}
+# Mixers that not every learner can use, and the learners of this project that can.
+LEARNERS_OF_MIXER: dict[str, tuple[str, ...]] = {
+    "qtran_base": ("qtran_learner",),
+    "qtran_alt": ("qtran_learner",),
+    "dmaq": ("q_learner", "weighted_q_learner"),
 }
 ACTOR_CRITICS = ("lica_learner", "greedy_lica_learner")
 ENV_ARGS: dict[str, type[Section]] = {
@@ -590,6 +613,14 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield "exploration must not grow; lower epsilon_finish", "epsilon_start", "epsilon_finish"
     if config["learner"] in ("greedy_q_learner", "greedy_quantile_q_learner") and config["mixer"] is None:
         yield "the cooperative head needs a mixer; set mixer=qmix", "learner", "mixer"
+    if config["learner"] == "weighted_q_learner" and config["mixer"] is None:
+        yield "weights are for the fit of a mixer; set mixer=qmix", "learner", "mixer"
+    fitting = LEARNERS_OF_MIXER.get(str(config["mixer"]))
+    if fitting is not None and config["learner"] in LEARNER_BLOCKS and config["learner"] not in fitting:
+        yield f"this mixer asks for another learner; set learner={fitting[0]}, or mixer=qmix", "mixer", "learner"
+    joint = [mixer for mixer, learners in LEARNERS_OF_MIXER.items() if "qtran_learner" in learners]
+    if config["learner"] == "qtran_learner" and config["mixer"] not in joint and ":" not in str(config["mixer"]):
+        yield "it needs a joint network; set mixer=qtran_base (or qtran_alt)", "learner", "mixer"
     if config["action_selector"] == "multinomial" and config["agent_output_type"] != "pi_logits":
         yield "values are no probabilities; set agent_output_type=pi_logits", "action_selector", "agent_output_type"
     if config["evaluate"] and not config["checkpoint_path"]:
@@ -616,7 +647,7 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if config["entropy_coef"] > 0:
             message = "Q learners have no policy whose entropy could be raised; set entropy_coef=0"
             yield message, "learner", "entropy_coef"
-    if all(name in config for name in BLOCKS):
+    if all(name in config for name in METHOD_BLOCKS):
         yield from _method_conflicts(config)
 
 

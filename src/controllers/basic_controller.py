@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from components.action_selectors import REGISTRY as action_REGISTRY
 from modules.agents import REGISTRY as agent_REGISTRY
+from utils.networks import step_features
 from utils.registry import resolve
 
 
@@ -55,6 +56,21 @@ class BasicMAC:
         outputs, self.hidden_states = self.agent.unroll(inputs.reshape(T, B * self.n_agents, -1), hidden)
         outputs = outputs.view(T, B, self.n_agents, -1).transpose(0, 1)
         return self._to_output(outputs, batch["avail_actions"], test_mode)
+
+    def unroll_features(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """`unroll`, and the agents' features: (B, T, N, A), (B, T, N, H).
+
+        Features are memories after every step; of agents without memory, the last hidden layer.
+        """
+        if not hasattr(self.agent, "unroll_features") or self._step_is_overridden():
+            return step_features(self, batch)
+        self.init_hidden(batch.batch_size)
+        inputs = self._build_sequence_inputs(batch)  # (T, B, N, I)
+        T, B = inputs.shape[:2]
+        rows = inputs.reshape(T, B * self.n_agents, -1)
+        found = self.agent.unroll_features(rows, self.hidden_states.reshape(B * self.n_agents, -1))
+        outputs, features = (x.view(T, B, self.n_agents, -1).transpose(0, 1) for x in found)
+        return self._to_output(outputs, batch["avail_actions"], False), features
 
     def unroll_others(self, batch, network=None) -> torch.Tensor:
         """The values that agent j would see on the history of agent i, [..., i, j, :]: (B, T, N, N, A).

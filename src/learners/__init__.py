@@ -4,7 +4,9 @@ from learners.greedy_lica_learner import GreedyLICALearner
 from learners.greedy_q_learner import GreedyQLearner
 from learners.lica_learner import LICALearner
 from learners.q_learner import QLearner
+from learners.qtran_learner import QTranLearner
 from learners.quantile_q_learner import GreedyQuantileQLearner, QuantileQLearner
+from learners.weighted_q_learner import WeightedQLearner
 
 REGISTRY = {
     "q_learner": QLearner,
@@ -13,4 +15,6 @@ REGISTRY = {
     "greedy_quantile_q_learner": GreedyQuantileQLearner,
     "lica_learner": LICALearner,
     "greedy_lica_learner": GreedyLICALearner,
+    "qtran_learner": QTranLearner,
+    "weighted_q_learner": WeightedQLearner,
 }

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from modules.mixers import REGISTRY as mixer_REGISTRY
+from modules.mixers import joint_value
 from objectives.td import lambda_targets, td_loss
 from utils.moments import deviation, update_moments
 from utils.networks import NonFiniteError, blend, build_optimiser, copy_state, set_step_size, unroll
@@ -60,6 +61,11 @@ class Transitions:
         self.reward = self.reward / scale
         if self.individual_reward is not None:
             self.individual_reward = self.individual_reward / scale
+
+
+def greedy_actions(q: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:
+    """Every agent's best available action, which is its part of the team's best one: (B, T, N, A) -> (B, T, N, 1)."""
+    return q.detach().masked_fill(avail == 0, -torch.inf).argmax(dim=3, keepdim=True)
 
 
 @dataclass
@@ -125,12 +131,9 @@ class QLearner:
         q = unroll(self.mac, batch)  # (B, T+1, N, A)
         with torch.no_grad():
             q_target = unroll(self.target_mac, batch)
-        chosen = q[:, :-1].gather(3, step.actions).squeeze(3)  # (B, T, N)
-        v_next = self._next_values(q, q_target, step.avail)  # (B, T, N)
-        if self.mixer is not None:
-            chosen = self.mixer(chosen, step.state[:, :-1])  # (B, T, 1)
-            with torch.no_grad():
-                v_next = self.target_mixer(v_next, step.state[:, 1:])
+            best = self._next_actions(q, q_target, step.avail)
+            v_next = joint_value(self.target_mixer, q_target[:, 1:], best, step.avail[:, 1:], step.state[:, 1:])
+        chosen = joint_value(self.mixer, q[:, :-1], step.actions, step.avail[:, :-1], step.state[:, :-1])  # (B, T, X)
         target = self._targets(step, step.reward, v_next)
         mask = step.mask.expand_as(chosen)
         loss = td_loss(chosen, target, mask)
@@ -140,8 +143,7 @@ class QLearner:
         """The agents' values (B, T, N, A) and the value of the batch's joint actions (B, T, X), without gradient."""
         with torch.no_grad():
             q = unroll(self.mac, batch)
-            chosen = q.gather(3, batch["actions"]).squeeze(3)
-            return q, chosen if self.mixer is None else self.mixer(chosen, batch["state"])
+            return q, joint_value(self.mixer, q, batch["actions"], Transitions.of(batch).avail, batch["state"])
 
     def _transitions(self, batch, learn_scale: bool = True) -> Transitions:
         """The batch's steps, with rewards in units of their running standard deviation if `standardise_rewards`."""
@@ -154,9 +156,11 @@ class QLearner:
 
     def _next_values(self, q: torch.Tensor, q_target: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:
         """max_a Q_i(s_{t+1}, a) of the target network, (B, T, N); with double-Q the online network chooses a."""
-        choosing = (q.detach() if self.args.double_q else q_target)[:, 1:]
-        best = choosing.masked_fill(avail[:, 1:] == 0, -torch.inf).argmax(dim=3, keepdim=True)
-        return q_target[:, 1:].gather(3, best).squeeze(3)
+        return q_target[:, 1:].gather(3, self._next_actions(q, q_target, avail)).squeeze(3)
+
+    def _next_actions(self, q: torch.Tensor, q_target: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:
+        """The greedy actions of s_{t+1}, (B, T, N, 1)."""
+        return greedy_actions(q if self.args.double_q else q_target, avail)[:, 1:]
 
     def _targets(self, step: Transitions, reward: torch.Tensor, v_next: torch.Tensor) -> torch.Tensor:
         """TD targets (B, T, X) from rewards (B, T, 1 or X) and next values (B, T, X)."""

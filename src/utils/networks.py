@@ -44,6 +44,21 @@ def set_step_size(optimiser: torch.optim.Optimizer, t_env: int, args) -> None:
         group["lr"] = args.lr + done * (args.lr_finish - args.lr)
 
 
+def unroll_features(mac, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """`unroll`, and the agents' features, (B, T, N, H): their memories after every step, if they have any."""
+    return mac.unroll_features(batch) if hasattr(mac, "unroll_features") else step_features(mac, batch)
+
+
+def step_features(mac, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `unroll_features` gives, by the controller's `forward`, one step after another."""
+    mac.init_hidden(batch.batch_size)
+    outputs, memories = [], []
+    for t in range(batch.max_seq_length):
+        outputs.append(mac.forward(batch, t=t))
+        memories.append(mac.hidden_states.reshape(*outputs[-1].shape[:2], -1))
+    return torch.stack(outputs, dim=1), torch.stack(memories, dim=1)
+
+
 @torch.no_grad()
 def blend(target: nn.Module, source: nn.Module, share: float) -> None:
     """target <- (1 - share) target + share source; a share of 1 copies."""

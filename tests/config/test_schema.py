@@ -510,6 +510,60 @@ def test_keys_that_do_not_go_together_are_named_with_the_remedy(updates, found, 
 
 
 @pytest.mark.parametrize(
+    ("alg", "updates", "found", "remedy"),
+    [
+        (
+            "ow_qmix",
+            ["mixer=None"],
+            "learner='weighted_q_learner' (src/config/algs/ow_qmix.yaml) and mixer=None (command line): ",
+            "set mixer=qmix",
+        ),
+        (
+            "qtran",
+            ["mixer=qmix"],
+            "learner='qtran_learner' (src/config/algs/qtran.yaml) and mixer='qmix' (command line): ",
+            "set mixer=qtran_base (or qtran_alt)",
+        ),
+        (
+            "qmix",
+            ["mixer=qtran_alt"],
+            "mixer='qtran_alt' (command line) and learner='q_learner' (src/config/algs/qmix.yaml): ",
+            "set learner=qtran_learner, or mixer=qmix",
+        ),
+        (
+            "greedy_qmix",
+            ["mixer=dmaq"],
+            "mixer='dmaq' (command line) and learner='greedy_q_learner' (src/config/algs/greedy_qmix.yaml): ",
+            "set learner=q_learner, or mixer=qmix",
+        ),
+    ],
+)
+def test_learners_and_mixers_that_contradict_each_other_are_refused(alg, updates, found, remedy):
+    message = refusal(*updates, alg=alg)
+    assert message.startswith(found)
+    assert message.endswith(remedy)
+
+
+@pytest.mark.parametrize(
+    "updates", [["mixer=dmaq"], ["mixer=qtran_alt", "learner=my.plugin:Learner"], ["mixer=my.plugin:Mixer"]]
+)
+def test_mixers_that_fit_are_taken(updates):
+    assert with_(*updates, alg="ow_qmix" if len(updates) == 1 else "qmix")["mixer"] == updates[0].partition("=")[2]
+
+
+def test_a_joint_network_of_the_users_own_is_taken():
+    assert with_("mixer=my.plugin:Joint", alg="qtran")["mixer"] == "my.plugin:Joint"
+
+
+def test_blocks_of_other_learners_are_refused():
+    message = refusal("weighting.alpha=0.1", alg="qmix")
+    assert "config qmix (learner q_learner) has no block weighting" in message
+    assert message.endswith("available with cw_qmix, ow_qmix")
+    assert refusal("weighting.alpha=0.0", alg="ow_qmix").endswith("expected a number in (0, 1]")
+    assert refusal("weighting.rul=central", alg="ow_qmix").endswith("did you mean weighting.rule?")
+
+
+@pytest.mark.parametrize(
     "updates",
     [
         ["runner=episode", "batch_size_run=1"],
@@ -739,7 +793,7 @@ def test_options_of_the_method_that_do_make_sense_are_taken(updates):
         ("greedy_lica", "gate.op=lse", "gate.op='lse'", "set gate.op=policy or gate.joint=cf"),
         ("greedy_lica", "munchausen.source=alt_utility", "munchausen.source='alt_utility'", "(or self)"),
         ("greedy_lica", "munchausen.who=others", "munchausen.who='others'", "set munchausen.who=own"),
-        ("greedy_lica", "heads.act=global", "heads.act='global'", "greedy_qr_qmix, greedy_vdn"),
+        ("greedy_lica", "heads.act=global", "heads.act='global'", "greedy_vdn, m_iql, m_qmix"),
         ("greedy_lica", "mixer=qmix", "mixer='qmix'", "its critic mixes the agents' policies itself; set mixer=null"),
         ("greedy_qmix", "gate.op=policy", "gate.op='policy'", "no policies apart from their values; set gate.op=max"),
         ("greedy_qmix", "conservative.joint=policy", "conservative.joint='policy'", "set conservative.joint=max"),

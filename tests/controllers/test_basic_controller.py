@@ -11,6 +11,7 @@ from components.episode_buffer import EpisodeBatch
 from components.transforms import OneHot
 from controllers import REGISTRY
 from controllers.basic_controller import BasicMAC
+from utils.networks import unroll_features
 
 N, A, O, H = 2, 3, 2, 8
 SCHEME = {
@@ -186,9 +187,33 @@ def test_agents_without_unroll_are_stepped():
             return self.agent(inputs, hidden_state)
 
     mac, batch = make_mac(), random_batch()
-    fused = mac.unroll(batch)
+    fused, memories = mac.unroll_features(batch)
+    close(mac.unroll(batch), fused)
     mac.agent = StepsOnly(mac.agent)
     close(mac.unroll(batch), fused)
+    stepped = mac.unroll_features(batch)
+    close(stepped[0], fused)
+    close(stepped[1], memories)
+
+
+@pytest.mark.parametrize("agent", ["rnn", "rnn_norm"])
+def test_memories_are_those_after_every_step(agent):
+    mac, batch = make_mac(agent=agent), random_batch()
+    values, memories = unroll_features(mac, batch)
+    mac.init_hidden(batch.batch_size)
+    for t in range(batch.max_seq_length):
+        close(values[:, t], mac.forward(batch, t))
+        close(memories[:, t], mac.hidden_states.view(memories[:, t].shape))
+
+    class Foreign:
+        """A controller that has PyMARL's methods alone."""
+
+        init_hidden, forward = mac.init_hidden, mac.forward
+        hidden_states = property(lambda self: mac.hidden_states)
+
+    foreign = Foreign()
+    for ours, theirs in zip(unroll_features(foreign, batch), (values, memories), strict=True):
+        close(ours, theirs)
 
 
 def test_unroll_starts_with_fresh_memory():

@@ -15,8 +15,8 @@ from components.episode_buffer import EpisodeBatch
 from config.schema import extend, freeze, load
 from envs import make_vector_env
 from run import Experiment
+from runners import REGISTRY as runner_REGISTRY
 from runners.game_tables import joint_action_batch
-from runners.vector_runner import VectorRunner
 from utils.logging import Logger
 from utils.seeding import seed_everything
 
@@ -39,7 +39,7 @@ def train(alg: str, env_args: dict, t_max: int, seed: int = 0, **settings) -> Ex
     seed_everything(seed)
     torch.set_num_threads(1)
     args, logger = extend(freeze(config), device="cpu", unique_token="test"), Logger(logging.getLogger("test"))
-    experiment = Experiment(args, logger, VectorRunner(args, logger))
+    experiment = Experiment(args, logger, runner_REGISTRY[args.runner](args, logger))
     experiment.train(SimpleNamespace(_id=None))
     return experiment
 
@@ -65,9 +65,9 @@ def greedy_return(experiment) -> float:
     return summary["test_return_mean"]
 
 
-def fit_uniform_data(alg: str, game: str, updates: int, seed: int = 0) -> Experiment:
+def fit_uniform_data(alg: str, game: str, updates: int, seed: int = 0, **settings) -> Experiment:
     """Training on a batch that holds every sequence of joint actions once: no sampling noise remains."""
-    experiment = train(alg, {"game": game}, t_max=1, seed=seed)
+    experiment = train(alg, {"game": game}, t_max=1, seed=seed, **settings)
     length, A = experiment.args.episode_limit, experiment.args.n_actions
     plans = torch.cartesian_prod(*[torch.arange(A)] * (2 * length)).view(-1, length, 2)  # (A^2T, T, 2)
     env = make_vector_env("matrix_games", len(plans), "cpu", experiment.args.env_args)
@@ -147,6 +147,42 @@ def test_vdn_fits_the_non_monotone_game_by_its_main_effects():
     low, middle, high = -56 / 9, -44 / 9, -32 / 9  # mean -40/9; row and column effects -8/9, 4/9, 4/9
     assert_near(tables(experiment)["1"], [[low, middle, middle], [middle, high, high], [middle, high, high]], 0.1)
     assert greedy_return(experiment) == 0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_qmix_gives_up_the_best_joint_action_of_the_non_monotone_game(seed):
+    """Five cells that it cannot tell apart get their mean, (8 - 4 * 12) / 5; the others pay 0."""
+    experiment = fit_uniform_data("qmix", "nonmonotone", updates=600, seed=seed)
+    assert_near(tables(experiment)["1"], [[-8, -8, -8], [-8, 0, 0], [-8, 0, 0]], 0.2)
+    assert greedy_return(experiment) == 0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("alg", "rest"), [("ow_qmix", -12 * 0.1 / 1.1), ("cw_qmix", -6)])
+def test_weighted_qmix_finds_the_optimum_of_the_non_monotone_game(alg, rest, seed):
+    """The best cell is fitted; eight others get one value, to which OW gives the four of -12 a tenth of the weight."""
+    weighting = {"alpha": 0.1, "central_embed_dim": 32}
+    experiment = fit_uniform_data(alg, "nonmonotone", updates=700, seed=seed, weighting=weighting)
+    table = tables(experiment)["1"].flatten()
+    assert_near(table[0], 8, 0.75)  # the weight changes whenever the fit crosses its target
+    assert_near(table[1:], [rest] * 8, 0.2)
+    assert greedy_return(experiment) == 8
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("alg", ["qtran", "qtran_alt"])
+def test_qtran_learns_the_non_monotone_game_and_finds_its_optimum(alg, seed):
+    experiment = fit_uniform_data(alg, "nonmonotone", updates=700, seed=seed)
+    assert_near(tables(experiment)["1"], [[8, -12, -12], [-12, 0, 0], [-12, 0, 0]], 0.75)
+    assert greedy_return(experiment) == 8
+
+
+def test_qplex_solves_the_two_step_game():
+    experiment = fit_uniform_data("qplex", "two_step", updates=500)
+    table = tables(experiment)
+    assert_near(table["2A"], [[7, 7], [7, 7]], 0.3)
+    assert_near(table["2B"], [[0, 1], [1, 8]], 0.3)
+    assert greedy_return(experiment) == 8
 
 
 # Games of 25 repeats: exploration falls from 1 to 0.05 over 15 000 steps, and what the agents settle on is played.

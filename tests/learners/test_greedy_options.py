@@ -20,7 +20,7 @@ from helpers import (
     weights,
 )
 
-from config.schema import BLOCKS, _conflicts, freeze
+from config.schema import METHOD_BLOCKS, _conflicts, freeze
 from modules.behaviour import REGISTRY as behaviour_REGISTRY
 from objectives.behaviour import model_loss
 from utils.errors import UserError
@@ -366,7 +366,7 @@ def combinations(count=150):
     base = greedy_args().as_dict()
     found = []
     while len(found) < count:
-        config = {**base, **{block: dict(base[block]) for block in BLOCKS}}
+        config = {**base, **{block: dict(base[block]) for block in METHOD_BLOCKS}}
         for block, options in OPTIONS.items():
             chosen = {key: rng.choice(values) for key, values in options.items()}
             if len(found) % 5 == 0:
@@ -378,7 +378,7 @@ def combinations(count=150):
 
 
 def test_all_options_are_in_the_grid_and_in_the_combinations():
-    for block, model in BLOCKS.items():
+    for block, model in METHOD_BLOCKS.items():
         for key, spec in model.model_json_schema()["properties"].items():
             if "enum" in spec:
                 of_values = set(spec["enum"]) - {"policy"}  # which actor-critics have

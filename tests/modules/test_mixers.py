@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from modules.mixers import REGISTRY, counterfactual_q_tot, mixer_gains
+from modules.mixers import REGISTRY, counterfactual_q_tot, joint_value, mixer_gains
+from modules.mixers.central import CentralMixer
 from modules.mixers.qmix import QMixer
 from modules.mixers.qmix_concave import ConcaveQMixer
+from modules.mixers.qplex import DuplexMixer
+from modules.mixers.qtran import QTranAlt, QTranBase
 from modules.mixers.vdn import VDNMeanMixer, VDNMixer
 
 
@@ -236,6 +239,56 @@ def test_vdn_is_the_sum_or_the_mean():
     close(VDNMeanMixer()(q, states), [[[2.5 / 3], [1.5]]])
 
 
+# --- values of joint actions
+
+
+@pytest.mark.parametrize("mixer", [None, VDNMixer(), qmixer()])
+def test_the_value_of_a_joint_action_is_the_mix_of_what_its_actions_are_worth(mixer):
+    rng = torch.Generator().manual_seed(3)
+    q, states = torch.randn(2, 4, 3, 6, generator=rng), torch.randn(2, 4, 5, generator=rng)
+    actions = torch.randint(6, (2, 4, 3, 1), generator=rng)
+    found = joint_value(mixer, q, actions, torch.ones_like(q), states)
+    for b, t in itertools.product(range(2), range(4)):
+        chosen = torch.stack([q[b, t, i, actions[b, t, i, 0]] for i in range(3)])
+        expected = chosen if mixer is None else mixer(chosen.view(1, 1, 3), states[b : b + 1, t : t + 1]).view(1)
+        torch.testing.assert_close(found[b, t], expected)
+
+
+def test_a_mixer_may_read_more_than_the_chosen_values():
+    class Reader:
+        def of_actions(self, *arguments):
+            return arguments
+
+    arguments = [
+        torch.zeros(1, 1, 2, 3),
+        torch.zeros(1, 1, 2, 1, dtype=torch.long),
+        torch.ones(1, 1, 2, 3),
+        torch.zeros(1),
+    ]
+    assert all(a is b for a, b in zip(joint_value(Reader(), *arguments), arguments, strict=True))
+    with pytest.raises(ValueError, match=r"actions must have shape \(1, 1, 2, 1\), got \(1, 1, 1, 1\)"):
+        joint_value(None, arguments[0], arguments[1][:, :, :1], *arguments[2:])
+
+
+def test_the_central_mixer_is_its_networks_and_is_not_monotone():
+    torch.manual_seed(0)
+    mixer = CentralMixer(n_agents=2, state_dim=3, embed_dim=7)
+    rng = torch.Generator().manual_seed(3)
+    q, states = 3 * torch.randn(4, 5, 2, generator=rng), torch.randn(4, 5, 3, generator=rng)
+    h = torch.cat([q, states], dim=-1)
+    for layer in (0, 2, 4):
+        h = mixer.net[layer](h).relu()
+    expected = mixer.net[6](h) + mixer.V[2](mixer.V[0](states).relu())
+    close(mixer(q, states), expected)
+    assert [tuple(p.shape) for p in mixer.net.parameters()][::2] == [(7, 5), (7, 7), (7, 7), (1, 7)]
+    q.requires_grad_()
+    mixer(q, states).sum().backward()
+    assert (q.grad < 0).any()
+    assert (q.grad > 0).any()
+    with pytest.raises(ValueError, match=r"agent_qs must have shape \(4, 5, 2\), got \(4, 5, 3\)"):
+        mixer(torch.zeros(4, 5, 3), states)
+
+
 # --- what the mixers can learn: one joint decision of two agents with two actions, all four equally likely
 
 OR, AND = [0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]  # payoffs of 00, 01, 10, 11
@@ -423,7 +476,10 @@ def test_state_shape_may_be_a_tuple():
 
 def test_registry_builds_from_args():
     classes = {"vdn": VDNMixer, "vdn_mean": VDNMeanMixer, "qmix": QMixer, "qmix_concave": ConcaveQMixer}
-    assert {name: type(build(mixer_args())) for name, build in REGISTRY.items()} == classes
+    classes |= {"dmaq": DuplexMixer, "qtran_base": QTranBase, "qtran_alt": QTranAlt}
+    args = vars(mixer_args()) | {"n_actions": 4, "rnn_hidden_dim": 8, "qtran_arch": "qtran_paper"}
+    args |= {"network_size": "small", "num_kernel": 2, "adv_hypernet_layers": 1, "adv_hypernet_embed": 4}
+    assert {name: type(build(SimpleNamespace(**args))) for name, build in REGISTRY.items()} == classes
 
 
 def test_shape_errors_name_both_shapes():

@@ -51,3 +51,13 @@ def test_normalised_agent_does_not_see_the_scale_of_its_first_layer():
     torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
     plain = make_agent("rnn")
     assert not torch.allclose(plain(inputs, memory)[0], before, atol=1e-2)
+
+
+def test_features_of_an_agent_without_memory_are_what_its_last_layer_reads():
+    torch.manual_seed(0)
+    agent = REGISTRY["mlp"](5, SimpleNamespace(rnn_hidden_dim=6, n_actions=3))
+    inputs = torch.randn(4, 7, 5)
+    values, features = agent.unroll_features(inputs, agent.init_hidden())
+    assert torch.equal(values, agent.unroll(inputs, agent.init_hidden())[0])
+    assert features.shape == (4, 7, 6)
+    assert torch.equal(agent.fc3(features), values)

@@ -18,8 +18,16 @@ class MLPAgent(nn.Module):
 
     def forward(self, inputs: torch.Tensor, hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs (..., I), any memory -> values (..., A), the same memory."""
-        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(inputs))))), hidden_state
+        return self.fc3(self._features(inputs)), hidden_state
 
     def unroll(self, inputs: torch.Tensor, hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """All steps at once: inputs (T, R, I) -> values (T, R, A), the memory."""
         return self.forward(inputs, hidden_state)
+
+    def unroll_features(self, inputs: torch.Tensor, hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`unroll`, with the last hidden layer in place of the memory: (T, R, I) -> (T, R, A), (T, R, H)."""
+        features = self._features(inputs)
+        return self.fc3(features), features
+
+    def _features(self, inputs: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.fc2(F.relu(self.fc1(inputs))))

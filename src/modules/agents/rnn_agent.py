@@ -25,15 +25,20 @@ class RNNAgent(nn.Module):
         return self.fc2(self.norm2(h)), h
 
     def unroll(self, inputs: torch.Tensor, hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """All steps at once: inputs (T, R, I), memory (R, H) -> values (T, R, A), last memory (R, H).
+        """All steps at once: inputs (T, R, I), memory (R, H) -> values (T, R, A), last memory (R, H)."""
+        values, memories = self.unroll_features(inputs, hidden_state)
+        return values, memories[-1]
+
+    def unroll_features(self, inputs: torch.Tensor, hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All steps at once: inputs (T, R, I), memory (R, H) -> values (T, R, A), the memory after each (T, R, H).
 
         The cell's weights run through torch's fused GRU (cuDNN on a GPU).
         """
         x = F.relu(self.norm1(self.fc1(inputs)))
         # biases, 1 layer, no dropout, training (cuDNN has a backward only then), one direction, time first
         weights = [self.rnn.weight_ih, self.rnn.weight_hh, self.rnn.bias_ih, self.rnn.bias_hh]
-        h, last = torch.gru(x, hidden_state.unsqueeze(0).contiguous(), weights, True, 1, 0.0, True, False, False)
-        return self.fc2(self.norm2(h)), last.squeeze(0)
+        h, _ = torch.gru(x, hidden_state.unsqueeze(0).contiguous(), weights, True, 1, 0.0, True, False, False)
+        return self.fc2(self.norm2(h)), h
 
 
 class NormalisedRNNAgent(RNNAgent):

@@ -1,7 +1,9 @@
 """Mixers: from the agents' chosen action values to the team's value Q_tot.
 
 A mixer is called as `mixer(agent_qs (B, T, N), states (B, T, S)) -> (B, T, 1)`. One that has a method
-`counterfactual` offers a cheaper way to what `counterfactual_q_tot` computes for any mixer.
+`counterfactual` offers a cheaper way to what `counterfactual_q_tot` computes for any mixer; one that has a method
+`of_actions` reads more of the agents' values than those of the chosen actions (see `joint_value`). QTRAN's are joint
+networks with a signature of their own, for `qtran_learner` alone.
 """
 
 from collections.abc import Callable
@@ -10,6 +12,8 @@ import torch
 
 from modules.mixers.qmix import QMixer
 from modules.mixers.qmix_concave import ConcaveQMixer
+from modules.mixers.qplex import DuplexMixer
+from modules.mixers.qtran import QTranAlt, QTranBase
 from modules.mixers.vdn import VDNMeanMixer, VDNMixer
 from utils.shapes import check_shape
 
@@ -19,7 +23,34 @@ REGISTRY = {
     "vdn_mean": lambda args: VDNMeanMixer(),
     "qmix": QMixer,
     "qmix_concave": ConcaveQMixer,
+    "dmaq": DuplexMixer,
+    "qtran_base": QTranBase,
+    "qtran_alt": QTranAlt,
 }
+
+
+def joint_value(
+    mixer: Callable | None, q: torch.Tensor, actions: torch.Tensor, avail: torch.Tensor, states: torch.Tensor
+) -> torch.Tensor:
+    """What a joint action is worth: Q_tot(a; s), or each agent's Q_i(a_i) without a mixer.
+
+    A mixer is given the values of the chosen actions. One that has a method `of_actions` is given everything here,
+    since it also reads which actions they are and what the best ones are worth.
+
+    Args:
+        q, avail: (B, T, N, A) values of all actions, and 1 where an action is available.
+        actions: (B, T, N, 1).
+        states: (B, T, S).
+
+    Returns:
+        (B, T, 1), or (B, T, N) without a mixer.
+    """
+    check_shape("actions", actions, (*q.shape[:-1], 1))
+    own: Callable[..., torch.Tensor] | None = getattr(mixer, "of_actions", None)
+    if own is not None:
+        return own(q, actions, avail, states)
+    chosen = q.gather(3, actions).squeeze(3)  # (B, T, N)
+    return chosen if mixer is None else mixer(chosen, states)
 
 
 def counterfactual_q_tot(mixer: Callable, chosen: torch.Tensor, qs: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
