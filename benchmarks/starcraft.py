@@ -4,7 +4,7 @@ Runs on the game at $SC2PATH, or on the stand-in game of the tests (`python test
 SC2PATH=DIR), and needs the package smac (`bash install_sc2.sh`). Writes starcraft_throughput.json and starcraft_soak.*
 to results/published.
 
-  python benchmarks/starcraft.py throughput --maps 3m 2s3z 27m_vs_30m --workers 2
+  python benchmarks/starcraft.py throughput --maps 3m 2s3z 27m_vs_30m --workers 2 --step-ms 0 2 5
   FAKE_SC2_FAULTS=crash=0.05 python benchmarks/starcraft.py soak --episodes 1000 --workers 4
 
 `throughput` plays the same random legal actions three ways, in turn: bare SMAC in as many separate processes, the same
@@ -27,7 +27,6 @@ import numpy as np
 from sweep import PUBLISHED, ROOT, machine
 
 sys.path.insert(0, str(ROOT / "src"))
-ROLES = ("env", "test_env")
 
 
 def main() -> None:
@@ -37,6 +36,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10, help="throughput: of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="throughput: of all three ways, one after another")
+    parser.add_argument(
+        "--step-ms", nargs="+", default=["0"], help="throughput: what a step of the stand-in takes at least"
+    )
     parser.add_argument("--episodes", type=int, default=1000, help="soak: on the first map")
     args = parser.parse_args()
     if args.what == "bare":
@@ -61,16 +63,17 @@ def game() -> str:
 def throughput(args) -> dict:
     """Environment steps per second, of all workers together."""
     table = {}
-    for name in args.maps:
+    for name, pace in [(name, pace) for name in args.maps for pace in args.step_ms]:
+        os.environ["FAKE_SC2_STEP_MS"] = pace
         ways = {"bare": several_bare, "process_env": process_env, "runner": whole_runner}
         found: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(args.rounds):
             for way, measure in ways.items():
                 found[way].append(measure(name, args.workers, args.seconds))
         median = {way: float(np.median(rates)) for way, rates in found.items()}
-        table[name] = {"steps_per_second": found, "median": median}
+        table[f"{name}, {pace} ms"] = {"steps_per_second": found, "median": median}
         ratios = "  ".join(f"{way} {median[way] / median['bare']:.2f}" for way in ("process_env", "runner"))
-        print(f"{name}: bare SMAC {median['bare']:,.0f} steps/s; as a fraction of it: {ratios}", flush=True)
+        print(f"{name}, {pace} ms: bare SMAC {median['bare']:,.0f} steps/s; as a fraction of it: {ratios}", flush=True)
     return {"throughput": table}
 
 

@@ -71,6 +71,7 @@ class StarCraft2Env(MultiAgentEnv):
         self._failures = smac.failures
         self.env = smac.build(map_name=map_name, **env_args)
         self._battle.full_restart = self._crash  # SMAC calls it wherever it notices that the game is gone
+        self._begun: tuple | None = None  # what `reset` returned, until the first step: SMAC takes long to make it
         self.n_agents = self.env.n_agents
         self.episode_limit = self.env.episode_limit
 
@@ -89,7 +90,7 @@ class StarCraft2Env(MultiAgentEnv):
             EnvCrash: the game has crashed or does not start.
         """
         try:
-            self.env.reset()
+            self._begun = self.env.reset()
         except self._failures as error:
             self._crash(error)
         return self.get_obs(), self.get_state()
@@ -100,6 +101,7 @@ class StarCraft2Env(MultiAgentEnv):
         Raises:
             EnvCrash: the game has crashed or stopped answering.
         """
+        self._begun = None
         try:
             reward, terminated, info = self.env.step(actions)
         except self._failures as error:
@@ -114,7 +116,7 @@ class StarCraft2Env(MultiAgentEnv):
         raise EnvCrash(f"StarCraft II crashed, stopped answering or did not start on {self.map_name}{reason}")
 
     def get_obs(self) -> list[np.ndarray]:
-        return self.env.get_obs()
+        return self._begun[0] if self._begun else self.env.get_obs()
 
     def get_obs_agent(self, agent_id: int) -> np.ndarray:
         return self.env.get_obs_agent(agent_id)
@@ -123,7 +125,7 @@ class StarCraft2Env(MultiAgentEnv):
         return self.env.get_obs_size()
 
     def get_state(self) -> np.ndarray:
-        return self.env.get_state()
+        return self._begun[1] if self._begun else self.env.get_state()
 
     def get_state_size(self) -> int:
         return self.env.get_state_size()

@@ -146,7 +146,7 @@ class Worker:
     def show(self, place: int) -> None:
         self.write("obs", (place, self.row), self.env.get_obs())
         self.write("state", (place, self.row), self.env.get_state())
-        self.write("avail", (place, self.row), self.env.get_avail_actions())
+        self.write("avail", (place, self.row), np.array(self.env.get_avail_actions(), dtype=np.uint8))
 
     def write(self, name: str, at, value) -> None:
         target, value = self.shared[name][at], np.asarray(value)

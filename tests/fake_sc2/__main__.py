@@ -2,13 +2,15 @@
 
 It speaks the game's protocol (one protobuf `Request` and `Response` per websocket message) as far as SMAC and SMACv2
 need it, so that the real packages, with the real pysc2, play whole episodes without the game. What the battles are like
-says nothing about the game's. It serves one client and ends with it. On command it fails; see `faults`.
+says nothing about the game's. It serves one client and ends with it. On command it fails; see `faults`. It is faster
+than the game; FAKE_SC2_STEP_MS=4 lets each step take 4 ms at least.
 """
 
 import argparse
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 
 import faults
@@ -22,6 +24,7 @@ import s2clientprotocol_compat
 s2clientprotocol_compat.install()
 from s2clientprotocol import sc2api_pb2 as sc_pb  # noqa: E402 (after the hook that lets it load)
 
+STEP_SECONDS = float(os.environ.get("FAKE_SC2_STEP_MS", "0")) / 1000  # that a step takes at least
 STOP, MOVE, ATTACK, HEAL = 4, 16, 23, 386  # ability ids
 
 
@@ -124,8 +127,11 @@ class Game:
                 self.battle.order(tag, goal, target_tag)
 
     def on_step(self, request, response):
+        until = time.perf_counter() + STEP_SECONDS
         self.battle.advance(request.count)
         response.simulation_loop = self.battle.frame
+        while time.perf_counter() < until:
+            pass  # not asleep: the game, too, keeps a core busy
 
     def on_debug(self, request, response):
         for command in request.debug:
