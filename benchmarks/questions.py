@@ -5,6 +5,7 @@
   e4  do values that are compared with TD targets, importance-weighted returns and rollouts over-estimate alike?
   e5  does a mixer that sees noise in the state fail where agents without it do not?
   e6  what is an agent's own reward worth to the independent head, as rewards become noisier?
+  e6_foraging  and on level-based foraging, where either agent may collect the food alone if it is strong enough?
   e8  does a wider mixer escape DECOY?
   e9  does a mixer that can be concave mend REDUNDANT?
 
@@ -28,6 +29,7 @@ RETURN = "test_normalised_return_mean"
 class Question:
     variants: dict[str, tuple[str, dict]]  # name -> (config, overrides)
     measures: dict[str, Callable[[dict], float]]  # column -> value of a record
+    env: str = "greed_games"
 
 
 def game(name: str, kappa: float | None = 1.0, **more) -> dict:
@@ -42,6 +44,12 @@ def logged(name: str) -> Callable[[dict], float]:
 def _over_return(record: dict) -> float:
     """The cooperative head's greedy value above what its greedy play earns."""
     return last(record, "value_cooperative") - last(record, "test_expected_return_mean")
+
+
+def _late_return(record: dict) -> float:
+    """The mean return of the last three tests."""
+    curve = record.get("metrics", {}).get("test_return_mean", [])
+    return sum(value for _, value in curve[-3:]) / 3 if len(curve) >= 3 else float("nan")
 
 
 def _questions() -> dict[str, Question]:
@@ -92,6 +100,22 @@ def _questions() -> dict[str, Question]:
         for noise in (0.0, 20.0, 60.0)
         for reward in ("team", "individual")
     }
+    foraging = {
+        f"{reward} reward": (
+            "greedy_qmix",
+            {
+                "env_args.key": "lbforaging:Foraging-5x5-2p-2f-v3",
+                "env_args.time_limit": 25,
+                "heads.reward_independent": reward,
+                "gate.mode": "fixed",
+                "gate.weight_independent": 1.0,
+                "epsilon_anneal_time": 50_000,
+                "t_max": 150_000,
+                "log_interval": 50_000,
+            },
+        )
+        for reward in ("team", "individual")
+    }
     width = {f"{e} units": ("qmix", game("decoy", mixing_embed_dim=e)) for e in (8, 32, 64)}
     concave = {
         f"{name}, {mixer}": ("qmix", game(name, mixer=mixer))
@@ -106,6 +130,7 @@ def _questions() -> dict[str, Question]:
         "e4": Question(measured, excess | returns),
         "e5": Question(noisy_state, returns),
         "e6": Question(own_reward, returns),
+        "e6_foraging": Question(foraging, {"return, last three tests": _late_return}, "gymma"),
         "e8": Question(width, returns),
         "e9": Question(concave, returns),
     }
@@ -120,7 +145,7 @@ def main() -> None:
     args = parser.parse_args()
 
     jobs = [
-        Job(question, name, config, "greed_games", tuple(sorted(changes.items())), seed)
+        Job(question, name, config, questions[question].env, tuple(sorted(changes.items())), seed)
         for question in args.questions
         for name, (config, changes) in questions[question].variants.items()
         for seed in range(args.seeds)

@@ -128,6 +128,7 @@ for name in ("first", "second"):
     folder.mkdir()
     (folder / "file").touch()
     started.append(guard.start(["sh", "-c", {FAMILY[2]!r}], folder))
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
 signal.signal(signal.SIGINT, interrupted)
 print(*(process.pid for process in started), flush=True)
 while True:
