@@ -78,7 +78,9 @@ def _run(job: Job) -> dict:
 
     from config.schema import extend, freeze, load
     from run import Experiment
+    from runners import REGISTRY as runner_REGISTRY
     from utils.logging import Logger
+    from utils.registry import resolve
     from utils.seeding import seed_everything
 
     record = {"key": job.key, **asdict(job)}
@@ -99,11 +101,12 @@ def _run(job: Job) -> dict:
         console.setLevel(logging.WARNING)
         logger = Logger(console)
         with contextlib.redirect_stdout(io.StringIO()):
-            experiment = Experiment(extend(args, device="cpu", unique_token="sweep"), logger)
+            args = extend(args, device="cpu", unique_token="sweep")
+            runner = resolve("runner", args.runner, runner_REGISTRY)(args, logger)
             try:
-                experiment.train(SimpleNamespace(_id=None))
+                Experiment(args, logger, runner).train(SimpleNamespace(_id=None))
             finally:
-                experiment.runner.close_env()
+                runner.close_env()
         record["metrics"] = {name: [[t, float(v)] for t, v in curve] for name, curve in logger.stats.items()}
     except Exception as error:  # one failed run must not end a sweep of hours; it is reported and counted
         record["error"] = f"{type(error).__name__}: {error}"
