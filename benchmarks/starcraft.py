@@ -1,8 +1,8 @@
 """StarCraft II under the parallel runner: what the runner costs, and whether it holds out.
 
 Runs on the game at $SC2PATH, or on the stand-in game of the tests (`python tests/fake_sc2/install.py DIR`, then
-SC2PATH=DIR), and needs the package smac (`bash install_sc2.sh`). Writes starcraft_throughput.json and starcraft_soak.*
-to results/published.
+SC2PATH=DIR), and needs the package smac (`bash install_sc2.sh`). Writes starcraft_throughput.json and
+starcraft_soak.json to results/published.
 
   python benchmarks/starcraft.py throughput --maps 3m 2s3z 27m_vs_30m --workers 2 --step-ms 0 2 5
   FAKE_SC2_FAULTS=crash=0.05 python benchmarks/starcraft.py soak --episodes 1000 --workers 4
@@ -18,10 +18,8 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from sweep import PUBLISHED, ROOT, machine
@@ -207,38 +205,25 @@ def resident(pid: int) -> float:
 
 
 def make_runner(name: str, workers: int):
-    """A parallel runner of `--config=qmix --env-config=sc2` with its controller."""
+    """The parallel runner of a run of `--config=qmix --env-config=sc2`, with its controller."""
     import torch
 
-    from components.transforms import OneHot
     from config.schema import extend, freeze, load
-    from controllers import BasicMAC
+    from run import Experiment
     from runners.parallel_runner import ParallelRunner
+    from utils.logging import Logger
 
     torch.set_num_threads(1)
-    overrides = {"batch_size_run": workers, "use_cuda": False, "epsilon_anneal_time": 10**9}
+    overrides = {"batch_size_run": workers, "use_cuda": False, "epsilon_anneal_time": 10**9, "buffer_size": 32}
     config = load("qmix", "sc2", overrides | {"env_args": {"map_name": name}})
-    folder = tempfile.mkdtemp(prefix="starcraft-")
-    args = extend(freeze(config | {"local_results_path": folder}), device="cpu", unique_token="benchmark")
-    console = SimpleNamespace(info=lambda *_: None, warning=logging.getLogger().debug)
-    runner = ParallelRunner(args, SimpleNamespace(console_logger=console, log_stat=lambda *_: None))
-    info = runner.get_env_info()
-    sizes = {key: info[key] for key in ("n_agents", "n_actions", "state_shape", "obs_shape", "episode_limit")}
-    args = extend(args, **sizes)
-    agents = {"group": "agents"}
-    scheme = {
-        "state": {"vshape": args.state_shape},
-        "obs": {"vshape": args.obs_shape} | agents,
-        "actions": {"vshape": (1,), "dtype": torch.long} | agents,
-        "avail_actions": {"vshape": (args.n_actions,), "dtype": torch.int} | agents,
-        "reward": {"vshape": (1,)},
-        "terminated": {"vshape": (1,), "dtype": torch.uint8},
-    }
-    groups, preprocess = {"agents": args.n_agents}, {"actions": ("actions_onehot", [OneHot(args.n_actions)])}
-    from components.episode_buffer import EpisodeBatch
-
-    mac = BasicMAC(EpisodeBatch(scheme, groups, 1, 1, preprocess=preprocess).scheme, groups, args)
-    runner.setup(scheme, groups, preprocess, mac)
+    args = extend(
+        freeze(config | {"local_results_path": str(ROOT / "results")}), device="cpu", unique_token="starcraft"
+    )
+    console = logging.getLogger("starcraft")
+    console.setLevel(logging.ERROR)  # failures are counted, not told one by one
+    logger = Logger(console)
+    runner = ParallelRunner(args, logger)
+    Experiment(args, logger, runner)  # hands the runner its controller
     return runner
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
 REAP_SECONDS = 5.0  # how long a killed process may take to disappear
@@ -24,7 +25,7 @@ class Guard:
     def __init__(self):
         # What a killed group leaves becomes our child, so that we can reap it: in a container nobody else may.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._watcher = subprocess.Popen(
+        self._watcher: Any = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -54,13 +55,13 @@ class Guard:
     def close(self) -> None:
         """End the watcher, which kills what was not killed yet."""
         with contextlib.suppress(BrokenPipeError):
-            self._watcher.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
+            self._watcher.stdin.close()
         self._watcher.wait()
 
     def _tell(self, line: str) -> None:
         with contextlib.suppress(BrokenPipeError):  # somebody has killed it
-            self._watcher.stdin.write(f"{line}\n".encode())  # pyright: ignore[reportOptionalMemberAccess]
-            self._watcher.stdin.flush()  # pyright: ignore[reportOptionalMemberAccess]
+            self._watcher.stdin.write(f"{line}\n".encode())
+            self._watcher.stdin.flush()
 
 
 def _watch() -> None:
