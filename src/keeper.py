@@ -46,14 +46,21 @@ class Keeper:
         """
         if self.stop.asked():
             self.save()
-            step = "none" if self._last_step is None else f"{self._last_step}"
-            raise Interrupted(
-                f"Stopped at step {self.experiment.runner.t_env} ({self.stop.reason}); last checkpoint: {step}. "
-                f"The same command with resume={self.about['token']} (or resume=auto) goes on",
-                self.stop.code,
-            )
+            raise Interrupted(self._last_words(), self.stop.code)
         if self.args.checkpoint_interval and time.monotonic() - self._last >= self.args.checkpoint_interval:
             self.save()
+
+    def _last_words(self) -> str:
+        words = [f"Stopped at step {self.experiment.runner.t_env} ({self.stop.reason})"]
+        try:
+            words.append(f"the model is in {self.experiment.save()}")
+        except OSError as error:
+            words.append(f"the model cannot be saved: {error}")
+        if self._last_step is None:
+            words.append("there is no checkpoint")
+        else:
+            words.append(f"the same command with resume={self.about['token']} goes on at step {self._last_step}")
+        return "; ".join(words)
 
     def save(self) -> None:
         """Write a checkpoint. One that cannot be written is reported, and training goes on."""

@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
     try:
         experiment.run_commandline([argv[0], *rest])
     except Interrupted as interrupted:
-        print(f"{interrupted}", file=sys.stderr)
+        print(f"{interrupted}")
         return interrupted.code
     except KeyboardInterrupt:
         return 130

@@ -25,7 +25,7 @@ from runners import REGISTRY as runner_REGISTRY
 from runners.game_tables import format_tables
 from utils import models
 from utils.checkpoints import Checkpoints, Resumption
-from utils.errors import RunFailure, UserError
+from utils.errors import Interrupted, RunFailure, UserError
 from utils.logging import Logger, Progress, format_table
 from utils.memory import format_bytes
 from utils.networks import NonFiniteError
@@ -206,6 +206,14 @@ class Experiment:
             if runner.t_env > self.counters.last_test:
                 self.counters.summary = self._test()
                 progress.row(runner.t_env, self.counters.updates)
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:
+            progress.close()
+            self.logger.console_logger.info(
+                "Interrupted at step %d; the model is saved in %s", runner.t_env, self.save()
+            )
+            raise
         except EnvCrash as error:
             raise RunFailure(
                 f"training stopped at step {runner.t_env}; the model is saved in {self.save()}: {error}"

@@ -1,5 +1,6 @@
 """Requests to stop, from a scheduler, a terminal or the clock, that training heeds between two of its steps."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -43,5 +44,6 @@ class StopRequest:
         self.code = CONTROL_C if number == signal.SIGINT else TRY_AGAIN
         for other, handler in self._before.items():
             signal.signal(other, handler)
-        text = f"\n{self.reason}: stopping with a checkpoint after this step; the same again stops at once\n"
-        os.write(2, text.encode())  # not print, which may be in the middle of a line of its own
+        text = f"\n{self.reason}: stopping with a checkpoint after this round; the same again stops at once\n"
+        with contextlib.suppress(OSError):  # nobody may listen any more
+            os.write(1, text.encode())  # not print, which may be in the middle of a line of its own
