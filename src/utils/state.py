@@ -20,6 +20,7 @@ import torch
 PLAIN = (bool, int, float, str, type(None))
 FIXED = (type, ModuleType, MethodType, logging.Logger, Path, torch.device, torch.dtype)
 NAMED_FIXED = ("args", "logger")  # as PyMARL's classes call their settings and their log
+SEQUENCES = {"list": list, "tuple": tuple, "deque": deque}
 LEFT_OUT = "left out"
 KIND = "kind"  # marks a dictionary that stands for something else
 
@@ -70,7 +71,8 @@ def _state(thing: Any, name: str, above: set[int]) -> Any:
     if isinstance(thing, Mapping):
         return {KIND: "mapping", "values": [(key, _state(v, f"{name}[{key!r}]", above)) for key, v in thing.items()]}
     if isinstance(thing, list | tuple | deque):
-        return {KIND: "sequence", "values": [_state(v, f"{name}[{i}]", above) for i, v in enumerate(thing)]}
+        kind = next(name for name, kind in SEQUENCES.items() if isinstance(thing, kind))
+        return {KIND: kind, "values": [_state(v, f"{name}[{i}]", above) for i, v in enumerate(thing)]}
     if isinstance(thing, set):
         return {KIND: "set", "values": sorted(thing)}
     if not hasattr(thing, "__dict__"):
@@ -103,12 +105,14 @@ def _restore(thing: Any, state: Any, above: set[int]) -> Any:
     elif kind == "mapping":
         now = thing if isinstance(thing, Mapping) else {}
         found = {key: _restore(now.get(key), value, above) for key, value in values}
-        return found if thing is None or type(thing) is dict else type(thing)(found)
-    elif kind == "sequence":
-        now = list(thing) if isinstance(thing, list | tuple | deque) else []
+        return type(thing)(found) if isinstance(thing, Mapping) else found
+    elif kind in SEQUENCES:
+        now = list(thing) if isinstance(thing, SEQUENCES[kind]) else []
         now += [None] * (len(values) - len(now))
         found = [_restore(a, b, above) for a, b in zip(now, values, strict=False)]
-        return found if thing is None else type(thing)(found)
+        if isinstance(thing, tuple) and hasattr(thing, "_fields"):  # a named tuple
+            return type(thing)(*found)
+        return deque(found, thing.maxlen) if isinstance(thing, deque) else SEQUENCES[kind](found)
     elif kind == "set":
         return set(values)
     elif kind == "object":
