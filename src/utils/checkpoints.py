@@ -25,6 +25,7 @@ from typing import IO, Any
 import torch
 
 from utils.errors import UserError
+from utils.memory import format_bytes
 
 DESCRIPTION = "checkpoint.json"
 STATE = "state.pt"
@@ -310,9 +311,10 @@ def _write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
             os.fsync(file.fileno())
         beside.rename(path)
         _sync(path.parent)
-    except RuntimeError as error:  # torch's writer says so where the disk is full
+    except RuntimeError as error:  # torch's writer does not say that a disk is full
+        free = format_bytes(shutil.disk_usage(path.parent).free)
         beside.unlink(missing_ok=True)
-        raise OSError(f"{path}: {error}") from error
+        raise OSError(f"{path}: {free} are free there: {error}") from error
     except OSError:
         beside.unlink(missing_ok=True)
         raise
