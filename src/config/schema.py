@@ -122,6 +122,8 @@ class Run(Section):
     adv_hypernet_embed: Count
     quantiles: Count
     critic: Name | None
+    critic_hidden_dim: Count
+    critic_train_reps: Count
     entropy_coef: NonNegative
     opt_loss: NonNegative
     nopt_min_loss: NonNegative
@@ -200,6 +202,13 @@ class Weighting(Section):
     alpha: PositiveShare
     central_loss: Positive
     central_embed_dim: Count
+
+
+class PPO(Section):
+    epochs: Count
+    clip: Annotated[float, Field(gt=0, lt=1)]
+    value_clip: Positive | None
+    normalise_values: bool
 
 
 class Smax(Section):
@@ -291,13 +300,15 @@ METHOD_BLOCKS: dict[str, type[Section]] = {
     "munchausen": Munchausen,
     "behaviour": Behaviour,
 }
-BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting}
+BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting, "ppo": PPO}
 # The blocks that each learner of this project reads; plug-ins may have any.
 LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "q_learner": (),
     "quantile_q_learner": (),
     "lica_learner": (),
     "greedy_lica_learner": ("conservative", "gate", "munchausen", "behaviour"),
+    "ppo_learner": ("ppo",),
+    "coma_learner": (),
     "greedy_q_learner": tuple(METHOD_BLOCKS),
     "greedy_quantile_q_learner": tuple(METHOD_BLOCKS),
     "qtran_learner": (),
@@ -313,6 +324,8 @@ LEARNERS_OF_MIXER: dict[str, tuple[str, ...]] = {
 CRITICS_OF_LEARNER: dict[str, tuple[str, ...]] = {
     "lica_learner": ("lica",),
     "greedy_lica_learner": ("lica",),
+    "ppo_learner": ("value", "central_value"),
+    "coma_learner": ("coma",),
 }
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
