@@ -33,6 +33,7 @@ class PPOLearner(ActorCriticLearner):
     def objectives(self, batch) -> Iterator[Losses]:
         """In every epoch the clipped loss of the critic, and of the actors with an entropy bonus."""
         step = self._transitions(batch)
+        assert step.behaviour is not None  # as `reads_behaviour` asks
         mask = step.mask.expand(-1, -1, self.args.n_agents)  # (B, T, N)
         with torch.no_grad():
             old = self.critic(batch).squeeze(3)  # (B, T+1, N), in the critic's units
