@@ -16,6 +16,7 @@ from controllers import REGISTRY as mac_REGISTRY
 from envs import make_vector_env
 from envs.multiagentenv import EnvCrash
 from learners import REGISTRY as learner_REGISTRY
+from modules.agents.sharing import assign_groups
 from objectives.gate import MEASURED
 from runners import REGISTRY as runner_REGISTRY
 from runners.game_tables import format_tables
@@ -80,6 +81,7 @@ class Experiment:
             state_shape=info["state_shape"],
             obs_shape=info["obs_shape"],
             episode_limit=info["episode_limit"],
+            agent_groups=assign_groups(args, info["n_agents"], info.get("agent_types")),
         )
         self.args = args
         self.model_folder = Path(args.local_results_path) / "models" / args.unique_token

@@ -16,7 +16,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from plugins.misbehaving import ACTIONS, AGENTS, LIMIT, OBS, STATE, Episode, paid, script, shares, shown
+from plugins.misbehaving import ACTIONS, AGENTS, LIMIT, OBS, STATE, TYPES, Episode, paid, script, shares, shown
 from plugins.misbehaving import ScriptedEnv as ScriptedEnv  # tests name it as helpers:ScriptedEnv
 from torch import nn
 
@@ -28,6 +28,7 @@ from controllers import BasicMAC, GatedMAC
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from learners import REGISTRY as learner_REGISTRY
 from main import main
+from modules.agents.sharing import assign_groups
 
 FAKE_SC2 = Path(__file__).resolve().parent / "fake_sc2"
 SIZES = {"n_agents": AGENTS, "n_actions": ACTIONS, "obs_shape": OBS, "state_shape": STATE, "episode_limit": LIMIT}
@@ -57,7 +58,9 @@ def make_args(alg: str, env="matrix_games", unchecked=None, **overrides) -> Args
     """
     small = {"rnn_hidden_dim": 8, "mixing_embed_dim": 6, "hypernet_embed": 5, "use_cuda": False}
     config = load(alg, env, {**small, **overrides})
-    return extend(freeze({**config, **(unchecked or {})}), device="cpu", unique_token="test", **SIZES)
+    args = freeze({**config, **(unchecked or {})})
+    groups = assign_groups(args, AGENTS)
+    return extend(args, device="cpu", unique_token="test", agent_groups=groups, **SIZES)
 
 
 def make_scheme(args) -> tuple[dict, dict, dict]:
@@ -307,6 +310,7 @@ class ScriptedVectorEnv(VectorEnv):
 
     n_agents, n_actions, obs_size, state_size, episode_limit = AGENTS, ACTIONS, OBS, STATE, LIMIT
     individual_reward = True
+    agent_types = TYPES
 
     def __init__(self, n_envs: int, device, seed: int):
         self.n_envs = n_envs

@@ -48,6 +48,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Level = Annotated[str, Field(pattern="^[1-9A]$", description='text "1" to "9" or "A"')]
+Groups = Annotated[list[Natural], Field(min_length=1, description="a list of group numbers, one for each agent")]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -99,6 +100,8 @@ class Run(Section):
     grad_norm_clip: Positive
     standardise_rewards: bool
     mac: Name
+    share: Literal["all", "none", "groups"]
+    share_groups: Groups | None
     agent: Name
     rnn_hidden_dim: Count
     obs_agent_id: bool
@@ -621,6 +624,12 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     joint = [mixer for mixer, learners in LEARNERS_OF_MIXER.items() if "qtran_learner" in learners]
     if config["learner"] == "qtran_learner" and config["mixer"] not in joint and ":" not in str(config["mixer"]):
         yield "it needs a joint network; set mixer=qtran_base (or qtran_alt)", "learner", "mixer"
+    if config["share_groups"] is not None and config["share"] != "groups":
+        yield "there are no groups to give; set share=groups, or leave share_groups out", "share", "share_groups"
+    models_behaviour = config.get("behaviour", {}).get("source") in ("bc_rnn", "cvae_joint")
+    if models_behaviour and config["share"] != "all" and not config["obs_agent_id"]:
+        message = "one model of the behaviour stands for agents that differ; set obs_agent_id=True"
+        yield message, "behaviour.source", "share", "obs_agent_id"
     if config["action_selector"] == "multinomial" and config["agent_output_type"] != "pi_logits":
         yield "values are no probabilities; set agent_output_type=pi_logits", "action_selector", "agent_output_type"
     if config["evaluate"] and not config["checkpoint_path"]:
@@ -802,7 +811,7 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if munchausen["source"] == "alt_counterfactual":
             message = "a counterfactual policy belongs to its agent's own action; set munchausen.source=alt_utility"
             yield message, "munchausen.who", "munchausen.source"
-        if not config["obs_agent_id"]:
+        if not config["obs_agent_id"] and config["share"] == "all":
             message = "without ids all agents have one policy, so others say what the agent itself says; set who=own"
             yield message, "munchausen.who", "obs_agent_id"
         if munchausen["kl"] > 0:

@@ -285,6 +285,14 @@ def test_numbers_are_finite(value):
         ("runner=None", "runner=None (command line): expected a name or package.module:ClassName"),
         ("name=a/b", "name='a/b' (command line): expected text of letters, digits and . _ -"),
         ("env_args.map_name=", "env_args.map_name='' (command line): expected non-empty text"),
+        ("share=some", "share='some' (command line): expected one of all, none, groups"),
+        ("share=None", "share=None (command line): expected one of all, none, groups; write none"),
+        (
+            "share_groups=2",
+            "share_groups=2 (command line): expected a list of group numbers, one for each agent, or None",
+        ),
+        ("share_groups=[0,-1]", "share_groups=[0, -1] (command line): expected a list of group numbers"),
+        ("share_groups=[]", "share_groups=[] (command line): expected a list of group numbers"),
         ("gate=hard", "gate='hard' (command line): gate is a block of keys, set one by one as gate.KEY=VALUE"),
         ("env_args=None", "env_args=None (command line): env_args is a block of keys, set one by one as"),
         ("plugin=1", "plugin=1 (command line): plugin is a block of keys, set one by one as plugin.KEY=VALUE"),
@@ -714,6 +722,16 @@ OTHERS = ["munchausen.who=others", "munchausen.source=alt_utility"]
             [*OTHERS, "obs_agent_id=False"],
             "munchausen.who='others', obs_agent_id=False",
             "without ids all agents have one policy, so others say what the agent itself says; set who=own",
+        ),
+        (
+            ["share=none", "behaviour.source=bc_rnn", "obs_agent_id=False"],
+            "behaviour.source='bc_rnn', share='none', obs_agent_id=False",
+            "one model of the behaviour stands for agents that differ; set obs_agent_id=True",
+        ),
+        (
+            ["share=none", "share_groups=[0]"],
+            "share='none', share_groups=[0]",
+            "there are no groups to give; set share=groups, or leave share_groups out",
         ),
         (
             [*OTHERS, "munchausen.kl=0.5"],
