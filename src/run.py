@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from components.episode_buffer import EpisodeBatch, ReplayBuffer, episode_bytes
+from components.pace import Pace
 from components.transforms import OneHot
 from config.schema import extend, freeze
 from controllers import REGISTRY as mac_REGISTRY
@@ -100,7 +101,9 @@ class Experiment:
                     "agent; set heads.reward_independent=team (greed_games needs env_args.rewards=individual)"
                 )
             self.scheme["individual_reward"] = {"vshape": (args.n_agents,)}
-        if _block_says(args, "behaviour", "source", "stored"):
+        learner_class = resolve("learner", args.learner, learner_REGISTRY)
+        # Learners that were written for PyMARL do not say what they read.
+        if _block_says(args, "behaviour", "source", "stored") or getattr(learner_class, "reads_behaviour", False):
             self.scheme["behaviour"] = {"vshape": (args.n_actions,), "group": "agents"}
         self.groups = {"agents": args.n_agents}
         self.preprocess = {"actions": ("actions_onehot", [OneHot(args.n_actions)])}
@@ -111,7 +114,7 @@ class Experiment:
             self.buffer = ReplayBuffer(self.scheme, self.groups, args.buffer_size, steps, self.preprocess, where)
         full_scheme = EpisodeBatch(self.scheme, self.groups, 1, 1, preprocess=self.preprocess).scheme
         self.mac = resolve("mac", args.mac, mac_REGISTRY)(full_scheme, self.groups, args)
-        self.learner = resolve("learner", args.learner, learner_REGISTRY)(self.mac, full_scheme, logger, args)
+        self.learner = learner_class(self.mac, full_scheme, logger, args)
         if args.device != "cpu":
             self.learner.cuda()
         self.runner.setup(self.scheme, self.groups, self.preprocess, self.mac)
@@ -131,23 +134,23 @@ class Experiment:
         self._announce()
         started, t_start = time.monotonic(), runner.t_env
         progress = Progress(self.logger, t_start, args.t_max)
-        episode, updates, owed = 0, 0, 0.0
+        episode, updates = 0, 0
+        pace = Pace(args.batch_size, args.buffer_size, args.updates_per_episode)
         last_test = last_log = t_start - max(args.test_interval, args.log_interval) - 1
         last_save, summary = t_start, {}
         last_rollout, rollout_steps = -math.inf, 0
         try:
             while runner.t_env <= args.t_max:
                 batch = runner.run(test_mode=False)
-                buffer.insert_episode_batch(batch)
-                episode += batch.batch_size
-                if buffer.can_sample(args.batch_size):
-                    owed += args.updates_per_episode * batch.batch_size
-                    while owed >= 1:
+                for part, due in pace.portions(batch):
+                    buffer.insert_episode_batch(part)
+                    episode += part.batch_size
+                    for _ in range(due):
                         sample = buffer.sample(args.batch_size)
                         if sample.device != args.device:
                             sample.to(args.device)
                         self._update(sample, episode)
-                        updates, owed = updates + 1, owed - 1
+                    updates += due
                 if self._rolls_out and updates and runner.t_env - last_rollout >= args.gate.rollout_interval:
                     rollout_steps += self._certify()
                     self.logger.log_stat("rollout_steps", rollout_steps, runner.t_env)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from controllers.basic_controller import BasicMAC, unroll_network
+from controllers.basic_controller import BasicMAC
 from modules.agents import REGISTRY as agent_REGISTRY
 from modules.agents.sharing import share_parameters
+from utils.networks import unroll_network
 from utils.registry import resolve
 
 INDEPENDENT, COOPERATIVE = 0, 1
