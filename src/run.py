@@ -94,11 +94,13 @@ class Experiment:
             "reward": {"vshape": (1,)},
             "terminated": {"vshape": (1,), "dtype": torch.uint8},
         }
-        if _block_says(args, "heads", "reward_independent", "individual"):
+        for block, key in (("heads", "reward_independent"), ("iac", "reward")):
+            if not _block_says(args, block, key, "individual"):
+                continue
             if not info.get("individual_reward"):
                 raise UserError(
-                    f"heads.reward_independent=individual: env {args.env} gives one reward to the team, none to each "
-                    "agent; set heads.reward_independent=team (greed_games needs env_args.rewards=individual)"
+                    f"{block}.{key}=individual: env {args.env} gives one reward to the team, none to each agent; "
+                    f"set {block}.{key}=team (greed_games needs env_args.rewards=individual)"
                 )
             self.scheme["individual_reward"] = {"vshape": (args.n_agents,)}
         learner_class = resolve("learner", args.learner, learner_REGISTRY)

@@ -74,7 +74,8 @@ def make_scheme(args) -> tuple[dict, dict, dict]:
         "reward": {"vshape": (1,), "dtype": number},
         "terminated": {"vshape": (1,), "dtype": torch.uint8},
     }
-    if hasattr(args, "heads") and args.heads.reward_independent == "individual":
+    owned = hasattr(args, "heads") and args.heads.reward_independent == "individual"
+    if owned or (hasattr(args, "iac") and args.iac.reward == "individual"):
         scheme["individual_reward"] = {"vshape": (args.n_agents,), "dtype": number}
     stored = hasattr(args, "behaviour") and args.behaviour.source == "stored"
     if stored or getattr(learner_REGISTRY[args.learner], "reads_behaviour", False):

@@ -214,6 +214,11 @@ class PPO(Section):
     normalise_values: bool
 
 
+class IAC(Section):
+    reward: Literal["team", "individual"]
+    shared_experience: NonNegative
+
+
 class Smax(Section):
     map_name: Filled
     seed: Seed | None
@@ -303,7 +308,7 @@ METHOD_BLOCKS: dict[str, type[Section]] = {
     "munchausen": Munchausen,
     "behaviour": Behaviour,
 }
-BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting, "ppo": PPO}
+BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting, "ppo": PPO, "iac": IAC}
 # The blocks that each learner of this project reads; plug-ins may have any.
 LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "q_learner": (),
@@ -312,6 +317,7 @@ LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "greedy_lica_learner": ("conservative", "gate", "munchausen", "behaviour"),
     "ppo_learner": ("ppo",),
     "coma_learner": (),
+    "iac_learner": ("iac",),
     "greedy_q_learner": tuple(METHOD_BLOCKS),
     "greedy_quantile_q_learner": tuple(METHOD_BLOCKS),
     "qtran_learner": (),
@@ -329,6 +335,7 @@ CRITICS_OF_LEARNER: dict[str, tuple[str, ...]] = {
     "greedy_lica_learner": ("lica",),
     "ppo_learner": ("value", "central_value"),
     "coma_learner": ("coma",),
+    "iac_learner": ("value", "central_value"),
 }
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
@@ -693,6 +700,13 @@ def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]
         yield "actors have no values to mix; set mixer=null", "learner", "mixer"
     if config["mac"] in ("gated_mac", "quantile_mac"):
         yield "that controller's networks give values, no policies; set mac=basic_mac", "learner", "mac"
+    if config["learner"] == "iac_learner" and config["iac"]["shared_experience"] > 0:
+        if config["critic"] == "central_value":
+            message = "of another agent's place only what it sees is known; set critic=value"
+            yield message, "iac.shared_experience", "critic"
+        if config["share"] == "all" and not config["obs_agent_id"]:
+            message = "without ids agents that share parameters are one; set share=none, or obs_agent_id=True"
+            yield message, "iac.shared_experience", "share", "obs_agent_id"
     if config["learner"] == "greedy_lica_learner":
         yield from _greedy_actor_critic_conflicts(config)
 

@@ -262,6 +262,8 @@ def test_another_agents_values_are_those_of_its_network(sharing, ids):
         ("ippo", {}),
         ("mappo", {}),
         ("coma", {}),
+        ("iac", {}),
+        ("seac", {}),
         ("lica", {}),
         ("greedy_lica", {}),
     ],
