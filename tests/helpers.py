@@ -258,6 +258,22 @@ def step_by_step(mac, batch) -> torch.Tensor:
     return torch.stack([mac.forward(batch, t) for t in range(batch.max_seq_length)], dim=1)
 
 
+def values_on(mac, network, batch, inputs_of: int, seen_by: int) -> torch.Tensor:
+    """What agent `seen_by`'s network says of the history of agent `inputs_of`, step by step: (B, T+1, X)."""
+    inputs = mac._build_sequence_inputs(batch)
+    steps, B, N, _ = inputs.shape
+    rows = inputs[:, :, [inputs_of] * N]  # shown to all agents
+    if mac.args.obs_agent_id:
+        rows = torch.cat([rows[..., :-N], torch.eye(N).expand(steps, B, N, N)], dim=-1)
+    hidden = network.init_hidden()
+    hidden = hidden.repeat(B * N // len(hidden), 1)
+    values = []
+    for step in rows.reshape(steps, B * N, -1):
+        found, hidden = network(step, hidden)
+        values.append(found.view(B, N, -1)[:, seen_by])
+    return torch.stack(values, dim=1)
+
+
 def wild_noise(avail: torch.Tensor) -> torch.Tensor:
     return torch.randn(avail.shape, generator=torch.Generator().manual_seed(1)) * (avail == 0)
 

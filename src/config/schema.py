@@ -139,6 +139,7 @@ class Heads(Section):
     utilities: Literal["shared", "separate"]
     act: Literal["shared", "independent", "cooperative", "global", "agent", "distil"]
     reward_independent: Literal["team", "individual"]
+    shared_experience: NonNegative
 
 
 class Conservative(Section):
@@ -790,12 +791,18 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             yield "its heads share utilities; set heads.utilities=shared", "learner", "heads.utilities"
         if gate["target"] != "own":
             yield "it has no quantiles of a gated value; set gate.target=own", "learner", "gate.target"
+        if heads["shared_experience"] > 0:
+            message = "it has no quantiles of others' values; set heads.shared_experience=0"
+            yield message, "learner", "heads.shared_experience"
         if munchausen["source"] != "none" and munchausen["bootstrap"] == "soft":
             yield (
                 "it has no quantiles of a soft value; set munchausen.bootstrap=hard",
                 "learner",
                 "munchausen.bootstrap",
             )
+    if heads["shared_experience"] > 0 and config["share"] == "all" and not config["obs_agent_id"]:
+        message = "without ids agents that share parameters are one; set share=none, or obs_agent_id=True"
+        yield message, "heads.shared_experience", "share", "obs_agent_id"
     if not gated and heads["act"] in ("global", "agent", "distil"):
         message = "without a gate nothing chooses who acts; set heads.act=cooperative, or a gate.mode"
         yield message, "gate.mode", "heads.act"

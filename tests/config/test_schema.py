@@ -729,6 +729,11 @@ OTHERS = ["munchausen.who=others", "munchausen.source=alt_utility"]
             "one model of the behaviour stands for agents that differ; set obs_agent_id=True",
         ),
         (
+            ["heads.shared_experience=0.5", "obs_agent_id=False"],
+            "heads.shared_experience=0.5, share='all', obs_agent_id=False",
+            "without ids agents that share parameters are one; set share=none, or obs_agent_id=True",
+        ),
+        (
             ["share=none", "share_groups=[0]"],
             "share='none', share_groups=[0]",
             "there are no groups to give; set share=groups, or leave share_groups out",

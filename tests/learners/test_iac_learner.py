@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import EPISODES, assert_equal, make_args, make_learner, make_mac, random_batch, shake
+from helpers import EPISODES, assert_equal, make_args, make_learner, make_mac, random_batch, shake, values_on
 from test_lica_learner import policies_of
 
 from utils.errors import UserError
@@ -15,22 +15,6 @@ def some_args(alg, **changes):
     return make_args(alg, **{"gamma": 0.875, "td_lambda": 0.5, "entropy_coef": 0.25, "iac": options, **changes})
 
 
-def values_on(learner, batch, network, inputs_of, seen_by):
-    """Outputs (B, T+1, X) of agent `seen_by`'s network on the history of agent `inputs_of`: all agents see it."""
-    inputs = learner.mac._build_sequence_inputs(batch).clone()
-    T1, B, N, _ = inputs.shape
-    rows = inputs[:, :, [inputs_of] * N]
-    if learner.args.obs_agent_id:
-        rows = torch.cat([rows[..., :-N], torch.eye(N).expand(T1, B, N, N)], dim=-1)
-    hidden = network.init_hidden()
-    hidden = hidden.repeat(B * N // len(hidden), 1)
-    out = []
-    for step in rows.reshape(T1, B * N, -1):
-        q, hidden = network(step, hidden)
-        out.append(q.view(B, N, -1)[:, seen_by])
-    return torch.stack(out, dim=1)
-
-
 def naive_losses(learner, batch, episodes, weight):
     """Equations 5 and 6 of the paper with lambda returns, summed for every agent j over the experience of all i."""
     args, N = learner.args, learner.args.n_agents
@@ -38,8 +22,8 @@ def naive_losses(learner, batch, episodes, weight):
     critic, actor, entropy, count, shared_critic, shared_actor, ratios = 0, 0, 0, 0, 0, 0, []
     for j in range(N):
         for i in range(N):
-            value = values_on(learner, batch, learner.critic.network, i, j).squeeze(2)
-            logits = values_on(learner, batch, learner.mac.agent, i, j)
+            value = values_on(learner.mac, learner.critic.network, batch, i, j).squeeze(2)
+            logits = values_on(learner.mac, learner.mac.agent, batch, i, j)
             for e, episode in enumerate(episodes):
                 target = None
                 for t in reversed(range(episode.length)):
