@@ -1,43 +1,41 @@
-"""How many updates are due while episodes come in."""
+"""When updates are due while episodes come in."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from components.episode_buffer import EpisodeBatch
 
 
+@dataclass(frozen=True)
 class Pace:
     """`updates_per_episode`, kept exactly however many episodes arrive at once.
 
     A replay as large as a batch is for learning on-policy: there every episode is learned from equally often. Updates
-    are due whenever the replay has been filled anew, before the next episode overwrites one of them.
+    are earned whenever the replay has been filled anew, before the next episode overwrites one of it.
     """
 
-    def __init__(self, batch_size: int, buffer_size: int, updates_per_episode: float):
-        self.batch_size = batch_size
-        self.on_policy = buffer_size == batch_size
-        self.updates_per_episode = updates_per_episode
-        self.collected = 0
-        self.owed = 0.0
+    batch_size: int
+    buffer_size: int
+    updates_per_episode: float
 
-    def portions(self, batch: EpisodeBatch) -> Iterator[tuple[EpisodeBatch, int]]:
-        """What to put into the replay at once, and how many updates are due behind it."""
-        start = 0
+    @property
+    def on_policy(self) -> bool:
+        return self.buffer_size == self.batch_size
+
+    def portions(self, batch: EpisodeBatch, collected: int) -> Iterator[EpisodeBatch]:
+        """What to put into the replay at once, if there have been `collected` episodes before."""
+        if not self.on_policy:
+            yield batch
+            return
+        start, stop = 0, self.batch_size - collected % self.batch_size
         while start < batch.batch_size:
-            count = batch.batch_size - start
-            if self.on_policy:
-                count = min(count, self.batch_size - self.collected % self.batch_size)
-            self.collected += count
-            yield batch[start : start + count], self._due(count)
-            start += count
+            yield batch[start:stop]
+            start, stop = stop, stop + self.batch_size
 
-    def _due(self, count: int) -> int:
-        if self.on_policy and self.collected % self.batch_size > 0:
-            return 0
-        if self.collected < self.batch_size:
-            return 0
-        self.owed += self.updates_per_episode * (self.batch_size if self.on_policy else count)
+    def earned(self, count: int, collected: int) -> float:
+        """The updates that the last `count` episodes have earned, with which there are `collected`."""
         if self.on_policy:
-            self.owed = round(self.owed, 4)  # a third of an update for each of three episodes is one
-        due = int(self.owed)
-        self.owed -= due
-        return due
+            full = collected % self.batch_size == 0
+            # Rounded, so that a third of an update for each of three episodes is one.
+            return round(self.updates_per_episode * self.batch_size, 4) if full else 0.0
+        return self.updates_per_episode * count if collected >= self.batch_size else 0.0

@@ -6,6 +6,7 @@ in the replay. Legend: E environments, N agents.
 
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from envs import make_vector_env
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from runners.statistics import EpisodeStatistics
 from utils.seeding import RandomStream
+from utils.state import restore, state_of
 
 ALL = slice(None)
 
@@ -62,6 +64,28 @@ class Rollout:
         self.steps.zero_()
         self.returns.zero_()
         self.store["filled"].zero_()
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Where every environment and its open episode is; None if the environments cannot save themselves."""
+        env = self.env.state_dict()
+        if env is None:
+            return None
+        now = {"obs": self.now.obs, "state": self.now.state, "avail": self.now.avail}
+        mine = {"steps": self.steps, "returns": self.returns, "hidden": self.hidden, "store": self.store, "now": now}
+        return {"env": env, **mine}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Go on in the middle of the open episodes. Without a state they are dropped, and others begin."""
+        if state is None:
+            self.start()
+            return
+        self.env.load_state_dict(state["env"])
+        self.now = Observation(**state["now"])
+        self.hidden = state["hidden"]
+        self.steps.copy_(state["steps"])
+        self.returns.copy_(state["returns"])
+        for key, value in self.store.items():
+            value.copy_(state["store"][key])
 
     def step(self, t_env: int, test_mode: bool, bootstrap_time_limit: bool = True) -> tuple[VectorStep, torch.Tensor]:
         """Act in all environments: what came of it, and where an episode ended (E,) bool."""
@@ -172,6 +196,26 @@ class VectorRunner:
         self.rollout = self.rollout_class(self.env, new_batch, mac, self.args.device)
         self.reset()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "t_env": self.t_env,
+            "log_train_stats_t": self.log_train_stats_t,
+            "statistics": state_of(self.train_statistics),
+            "test_random": self.test_random.state_dict(),
+            "test_env": None if self.test_env is None else self.test_env.state_dict(),
+            "rollout": self.rollout.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.t_env = state["t_env"]
+        self.log_train_stats_t = state["log_train_stats_t"]
+        restore(self.train_statistics, state["statistics"])
+        self.test_random.load_state_dict(state["test_random"])
+        if state["test_env"] is not None:
+            self._testing_env().load_state_dict(state["test_env"])
+        self.rollout.load_state_dict(state["rollout"])
+
     def get_env_info(self) -> dict:
         return self.env.get_env_info()
 
@@ -242,13 +286,9 @@ class VectorRunner:
 
         Every environment plays a fixed share of them: taking the first that end would favour short episodes.
         """
-        if self.test_env is None:
-            n_envs = min(self.batch_size, self.args.test_nepisode)
-            seed = self.args.env_args["seed"] + self.batch_size  # no training battle again
-            env_args = {**self.args.env_args, "seed": seed}
-            self.test_env = self._make_env(n_envs, env_args, "test_worker")
-        n_envs = self.test_env.n_envs
-        rollout = self.rollout_class(self.test_env, self._new_batch, self.mac, self.args.device)
+        test_env = self._testing_env()
+        n_envs = test_env.n_envs
+        rollout = self.rollout_class(test_env, self._new_batch, self.mac, self.args.device)
         rollout.start()
         remaining = [n_episodes // n_envs + (e < n_episodes % n_envs) for e in range(n_envs)]
         while any(remaining):
@@ -260,6 +300,13 @@ class VectorRunner:
                 yield rollout, outcome, rows
             rollout.advance(outcome, ended)
             rollout.rest([e for e in range(n_envs) if remaining[e] == 0])
+
+    def _testing_env(self) -> VectorEnv:
+        if self.test_env is None:
+            n_envs = min(self.batch_size, self.args.test_nepisode)
+            seed = self.args.env_args["seed"] + self.batch_size  # no training battle again
+            self.test_env = self._make_env(n_envs, {**self.args.env_args, "seed": seed}, "test_worker")
+        return self.test_env
 
     def _make_env(self, n_envs: int, env_args: dict, _label: str) -> VectorEnv:
         return make_vector_env(self.args.env, n_envs, self.args.device, env_args)

@@ -16,15 +16,17 @@ def play(arrivals, batch_size, buffer_size, updates_per_episode):
     pace = Pace(batch_size, buffer_size, updates_per_episode)
     buffer = ReplayBuffer(SCHEME, {}, buffer_size, 1)
     total = sum(arrivals)
-    seen, moments, first, stored = [0] * total, [], 0, 0
+    seen, moments, first, stored, owed = [0] * total, [], 0, 0, 0.0
     for count in arrivals:
         batch = EpisodeBatch(SCHEME, {}, count, 1)
         batch.update({"number": torch.arange(first, first + count).view(count, 1, 1)})
         first += count
-        for part, due in pace.portions(batch):
+        for part in pace.portions(batch, stored):
             buffer.insert_episode_batch(part)
             stored += part.batch_size
-            for _ in range(due):
+            owed += pace.earned(part.batch_size, stored)
+            while owed >= 1:
+                owed -= 1
                 moments.append(stored)
                 for number in buffer.sample(batch_size)["number"].flatten().tolist():
                     seen[number] += 1
