@@ -21,6 +21,7 @@ from envs import make_vector_env
 from envs.multiagentenv import EnvCrash
 from keeper import Keeper
 from learners import REGISTRY as learner_REGISTRY
+from modules.agents.sharing import assign_groups
 from objectives.gate import MEASURED
 from runners import REGISTRY as runner_REGISTRY
 from runners.game_tables import format_tables
@@ -129,6 +130,7 @@ class Experiment:
             state_shape=info["state_shape"],
             obs_shape=info["obs_shape"],
             episode_limit=info["episode_limit"],
+            agent_groups=assign_groups(args, info["n_agents"], info.get("agent_types")),
         )
         self.args = args
         self.model_folder = Path(args.local_results_path) / "models" / args.unique_token
@@ -140,11 +142,13 @@ class Experiment:
             "reward": {"vshape": (1,)},
             "terminated": {"vshape": (1,), "dtype": torch.uint8},
         }
-        if _block_says(args, "heads", "reward_independent", "individual"):
+        for block, key in (("heads", "reward_independent"), ("iac", "reward")):
+            if not _block_says(args, block, key, "individual"):
+                continue
             if not info.get("individual_reward"):
                 raise UserError(
-                    f"heads.reward_independent=individual: env {args.env} gives one reward to the team, none to each "
-                    "agent; set heads.reward_independent=team (greed_games needs env_args.rewards=individual)"
+                    f"{block}.{key}=individual: env {args.env} gives one reward to the team, none to each agent; "
+                    f"set {block}.{key}=team (greed_games needs env_args.rewards=individual)"
                 )
             self.scheme["individual_reward"] = {"vshape": (args.n_agents,)}
         learner_class = resolve("learner", args.learner, learner_REGISTRY)

@@ -16,7 +16,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from plugins.misbehaving import ACTIONS, AGENTS, LIMIT, OBS, STATE, Episode, paid, script, shares, shown
+from plugins.misbehaving import ACTIONS, AGENTS, LIMIT, OBS, STATE, TYPES, Episode, paid, script, shares, shown
 from plugins.misbehaving import ScriptedEnv as ScriptedEnv  # tests name it as helpers:ScriptedEnv
 from torch import nn
 
@@ -28,6 +28,7 @@ from controllers import BasicMAC, GatedMAC
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from learners import REGISTRY as learner_REGISTRY
 from main import main
+from modules.agents.sharing import assign_groups
 
 FAKE_SC2 = Path(__file__).resolve().parent / "fake_sc2"
 SIZES = {"n_agents": AGENTS, "n_actions": ACTIONS, "obs_shape": OBS, "state_shape": STATE, "episode_limit": LIMIT}
@@ -57,7 +58,9 @@ def make_args(alg: str, env="matrix_games", unchecked=None, **overrides) -> Args
     """
     small = {"rnn_hidden_dim": 8, "mixing_embed_dim": 6, "hypernet_embed": 5, "use_cuda": False}
     config = load(alg, env, {**small, **overrides})
-    return extend(freeze({**config, **(unchecked or {})}), device="cpu", unique_token="test", **SIZES)
+    args = freeze({**config, **(unchecked or {})})
+    groups = assign_groups(args, AGENTS)
+    return extend(args, device="cpu", unique_token="test", agent_groups=groups, **SIZES)
 
 
 def make_scheme(args) -> tuple[dict, dict, dict]:
@@ -71,7 +74,8 @@ def make_scheme(args) -> tuple[dict, dict, dict]:
         "reward": {"vshape": (1,), "dtype": number},
         "terminated": {"vshape": (1,), "dtype": torch.uint8},
     }
-    if hasattr(args, "heads") and args.heads.reward_independent == "individual":
+    owned = hasattr(args, "heads") and args.heads.reward_independent == "individual"
+    if owned or (hasattr(args, "iac") and args.iac.reward == "individual"):
         scheme["individual_reward"] = {"vshape": (args.n_agents,), "dtype": number}
     stored = hasattr(args, "behaviour") and args.behaviour.source == "stored"
     if stored or getattr(learner_REGISTRY[args.learner], "reads_behaviour", False):
@@ -254,6 +258,22 @@ def step_by_step(mac, batch) -> torch.Tensor:
     return torch.stack([mac.forward(batch, t) for t in range(batch.max_seq_length)], dim=1)
 
 
+def values_on(mac, network, batch, inputs_of: int, seen_by: int) -> torch.Tensor:
+    """What agent `seen_by`'s network says of the history of agent `inputs_of`, step by step: (B, T+1, X)."""
+    inputs = mac._build_sequence_inputs(batch)
+    steps, B, N, _ = inputs.shape
+    rows = inputs[:, :, [inputs_of] * N]  # shown to all agents
+    if mac.args.obs_agent_id:
+        rows = torch.cat([rows[..., :-N], torch.eye(N).expand(steps, B, N, N)], dim=-1)
+    hidden = network.init_hidden()
+    hidden = hidden.repeat(B * N // len(hidden), 1)
+    values = []
+    for step in rows.reshape(steps, B * N, -1):
+        found, hidden = network(step, hidden)
+        values.append(found.view(B, N, -1)[:, seen_by])
+    return torch.stack(values, dim=1)
+
+
 def wild_noise(avail: torch.Tensor) -> torch.Tensor:
     return torch.randn(avail.shape, generator=torch.Generator().manual_seed(1)) * (avail == 0)
 
@@ -307,6 +327,7 @@ class ScriptedVectorEnv(VectorEnv):
 
     n_agents, n_actions, obs_size, state_size, episode_limit = AGENTS, ACTIONS, OBS, STATE, LIMIT
     individual_reward = True
+    agent_types = TYPES
 
     def __init__(self, n_envs: int, device, seed: int):
         self.n_envs = n_envs

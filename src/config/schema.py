@@ -48,6 +48,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Level = Annotated[str, Field(pattern="^[1-9A]$", description='text "1" to "9" or "A"')]
+Groups = Annotated[list[Natural], Field(min_length=1, description="a list of group numbers, one for each agent")]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -103,6 +104,8 @@ class Run(Section):
     grad_norm_clip: Positive
     standardise_rewards: bool
     mac: Name
+    share: Literal["all", "none", "groups"]
+    share_groups: Groups | None
     agent: Name
     rnn_hidden_dim: Count
     obs_agent_id: bool
@@ -140,6 +143,7 @@ class Heads(Section):
     utilities: Literal["shared", "separate"]
     act: Literal["shared", "independent", "cooperative", "global", "agent", "distil"]
     reward_independent: Literal["team", "individual"]
+    shared_experience: NonNegative
 
 
 class Conservative(Section):
@@ -213,6 +217,11 @@ class PPO(Section):
     clip: Annotated[float, Field(gt=0, lt=1)]
     value_clip: Positive | None
     normalise_values: bool
+
+
+class IAC(Section):
+    reward: Literal["team", "individual"]
+    shared_experience: NonNegative
 
 
 class Smax(Section):
@@ -304,7 +313,7 @@ METHOD_BLOCKS: dict[str, type[Section]] = {
     "munchausen": Munchausen,
     "behaviour": Behaviour,
 }
-BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting, "ppo": PPO}
+BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting, "ppo": PPO, "iac": IAC}
 # The blocks that each learner of this project reads; plug-ins may have any.
 LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "q_learner": (),
@@ -313,6 +322,7 @@ LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "greedy_lica_learner": ("conservative", "gate", "munchausen", "behaviour"),
     "ppo_learner": ("ppo",),
     "coma_learner": (),
+    "iac_learner": ("iac",),
     "greedy_q_learner": tuple(METHOD_BLOCKS),
     "greedy_quantile_q_learner": tuple(METHOD_BLOCKS),
     "qtran_learner": (),
@@ -330,6 +340,7 @@ CRITICS_OF_LEARNER: dict[str, tuple[str, ...]] = {
     "greedy_lica_learner": ("lica",),
     "ppo_learner": ("value", "central_value"),
     "coma_learner": ("coma",),
+    "iac_learner": ("value", "central_value"),
 }
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
@@ -642,6 +653,12 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     joint = [mixer for mixer, learners in LEARNERS_OF_MIXER.items() if "qtran_learner" in learners]
     if config["learner"] == "qtran_learner" and config["mixer"] not in joint and ":" not in str(config["mixer"]):
         yield "it needs a joint network; set mixer=qtran_base (or qtran_alt)", "learner", "mixer"
+    if config["share_groups"] is not None and config["share"] != "groups":
+        yield "there are no groups to give; set share=groups, or leave share_groups out", "share", "share_groups"
+    models_behaviour = config.get("behaviour", {}).get("source") in ("bc_rnn", "cvae_joint")
+    if models_behaviour and config["share"] != "all" and not config["obs_agent_id"]:
+        message = "one model of the behaviour stands for agents that differ; set obs_agent_id=True"
+        yield message, "behaviour.source", "share", "obs_agent_id"
     if config["action_selector"] == "multinomial" and config["agent_output_type"] != "pi_logits":
         yield "values are no probabilities; set agent_output_type=pi_logits", "action_selector", "agent_output_type"
     if config["evaluate"] and not config["checkpoint_path"]:
@@ -688,6 +705,13 @@ def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]
         yield "actors have no values to mix; set mixer=null", "learner", "mixer"
     if config["mac"] in ("gated_mac", "quantile_mac"):
         yield "that controller's networks give values, no policies; set mac=basic_mac", "learner", "mac"
+    if config["learner"] == "iac_learner" and config["iac"]["shared_experience"] > 0:
+        if config["critic"] == "central_value":
+            message = "of another agent's place only what it sees is known; set critic=value"
+            yield message, "iac.shared_experience", "critic"
+        if config["share"] == "all" and not config["obs_agent_id"]:
+            message = "without ids agents that share parameters are one; set share=none, or obs_agent_id=True"
+            yield message, "iac.shared_experience", "share", "obs_agent_id"
     if config["learner"] == "greedy_lica_learner":
         yield from _greedy_actor_critic_conflicts(config)
 
@@ -771,12 +795,18 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             yield "its heads share utilities; set heads.utilities=shared", "learner", "heads.utilities"
         if gate["target"] != "own":
             yield "it has no quantiles of a gated value; set gate.target=own", "learner", "gate.target"
+        if heads["shared_experience"] > 0:
+            message = "it has no quantiles of others' values; set heads.shared_experience=0"
+            yield message, "learner", "heads.shared_experience"
         if munchausen["source"] != "none" and munchausen["bootstrap"] == "soft":
             yield (
                 "it has no quantiles of a soft value; set munchausen.bootstrap=hard",
                 "learner",
                 "munchausen.bootstrap",
             )
+    if heads["shared_experience"] > 0 and config["share"] == "all" and not config["obs_agent_id"]:
+        message = "without ids agents that share parameters are one; set share=none, or obs_agent_id=True"
+        yield message, "heads.shared_experience", "share", "obs_agent_id"
     if not gated and heads["act"] in ("global", "agent", "distil"):
         message = "without a gate nothing chooses who acts; set heads.act=cooperative, or a gate.mode"
         yield message, "gate.mode", "heads.act"
@@ -825,7 +855,7 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if munchausen["source"] == "alt_counterfactual":
             message = "a counterfactual policy belongs to its agent's own action; set munchausen.source=alt_utility"
             yield message, "munchausen.who", "munchausen.source"
-        if not config["obs_agent_id"]:
+        if not config["obs_agent_id"] and config["share"] == "all":
             message = "without ids all agents have one policy, so others say what the agent itself says; set who=own"
             yield message, "munchausen.who", "obs_agent_id"
         if munchausen["kl"] > 0:

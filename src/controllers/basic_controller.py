@@ -1,4 +1,4 @@
-"""The controller whose agents share one network (PyMARL's BasicMAC), with a fused unroll over whole episodes.
+"""The controller (PyMARL's BasicMAC): agents that share one network or not, unrolled over whole episodes in one call.
 
 Legend: B episodes, T steps, N agents, A actions, I inputs of an agent.
 """
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from components.action_selectors import REGISTRY as action_REGISTRY
 from modules.agents import REGISTRY as agent_REGISTRY
+from modules.agents.sharing import share_parameters
 from utils.networks import sequence_input_size, sequence_inputs, step_features, unroll_network
 from utils.registry import resolve
 
@@ -77,14 +78,19 @@ class BasicMAC:
 
         The network is the agents' own, or one with the same inputs.
         """
-        if not self.args.obs_agent_id:
-            raise ValueError("without obs_agent_id every agent sees the same values; nothing is another agent's")
         inputs = self._build_sequence_inputs(batch)  # (T, B, N, I), the agents' ids last
         T, B, N, _ = inputs.shape
-        histories = inputs[..., :-N].unsqueeze(3).expand(T, B, N, N, -1)
-        ids = torch.eye(N, device=inputs.device).expand(T, B, N, N, N)
-        swapped = torch.cat([histories, ids], dim=-1)
-        values = self._run(network or self.agent, swapped.reshape(T, B, N * N, -1))
+        if self.args.obs_agent_id:
+            histories = inputs[..., :-N].unsqueeze(3).expand(T, B, N, N, -1)
+            ids = torch.eye(N, device=inputs.device).expand(T, B, N, N, N)
+            swapped = torch.cat([histories, ids], dim=-1)
+        elif self.args.agent_groups is None:
+            raise ValueError("without obs_agent_id every agent sees the same values; nothing is another agent's")
+        else:
+            swapped = inputs.unsqueeze(3).expand(T, B, N, N, -1)
+        values = self._run(
+            network or self.agent, swapped.reshape(T, B, N * N, -1)
+        )  # rows of agent j go through its net
         return values.reshape(B, T, N, N, -1)
 
     def init_hidden(self, batch_size: int) -> None:
@@ -113,7 +119,8 @@ class BasicMAC:
         return unroll_network(network, inputs.reshape(T, B * X, -1)).view(T, B, X, -1).transpose(0, 1)
 
     def _build_agents(self, input_shape: int) -> None:
-        self.agent = resolve("agent", self.args.agent, agent_REGISTRY)(input_shape, self.args)
+        build = resolve("agent", self.args.agent, agent_REGISTRY)
+        self.agent = share_parameters(lambda: build(input_shape, self.args), self.args.agent_groups)
 
     def _build_inputs(self, batch, t: int) -> torch.Tensor:
         """What the agents see at step t: observation, last action, own id. (B * N, I)"""

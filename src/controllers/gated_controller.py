@@ -12,6 +12,7 @@ from torch import nn
 
 from controllers.basic_controller import BasicMAC
 from modules.agents import REGISTRY as agent_REGISTRY
+from modules.agents.sharing import share_parameters
 from utils.networks import unroll_network
 from utils.registry import resolve
 
@@ -28,12 +29,16 @@ class TwoUtilities(nn.Module):
 
     def __init__(self, input_shape: int, args):
         super().__init__()
-        build = resolve("agent", args.agent, agent_REGISTRY)
+        agent_class = resolve("agent", args.agent, agent_REGISTRY)
+
+        def build(build_one=lambda: agent_class(input_shape, args)):
+            return share_parameters(build_one, args.agent_groups)
+
         self.act = args.heads.act
-        self.independent = build(input_shape, args)
-        self.cooperative = build(input_shape, args)
-        self.switch = _switch(input_shape, args.rnn_hidden_dim) if self.act == "agent" else None
-        self.actor = build(input_shape, args) if self.act == "distil" else None
+        self.independent = build()
+        self.cooperative = build()
+        self.switch = build(lambda: _switch(input_shape, args.rnn_hidden_dim)) if self.act == "agent" else None
+        self.actor = build() if self.act == "distil" else None
         # The head that acts if heads.act is global; a buffer, so that it is saved with the weights.
         self.acting: torch.Tensor
         self.register_buffer("acting", torch.tensor(COOPERATIVE))

@@ -9,6 +9,7 @@ import torch
 
 from controllers.basic_controller import BasicMAC
 from modules.agents import REGISTRY as agent_REGISTRY
+from modules.agents.sharing import share_parameters
 from utils.registry import resolve
 
 
@@ -21,9 +22,10 @@ class QuantileMAC(BasicMAC):
         return self._quantiles(super().unroll_others(batch, network)).mean(dim=-1)
 
     def _build_agents(self, input_shape: int) -> None:
+        build = resolve("agent", self.args.agent, agent_REGISTRY)
         # The networks know one size of output, n_actions.
-        sizes = {**vars(self.args), "n_actions": self.args.n_actions * self.args.quantiles}
-        self.agent = resolve("agent", self.args.agent, agent_REGISTRY)(input_shape, SimpleNamespace(**sizes))
+        sizes = SimpleNamespace(**{**vars(self.args), "n_actions": self.args.n_actions * self.args.quantiles})
+        self.agent = share_parameters(lambda: build(input_shape, sizes), self.args.agent_groups)
 
     def _to_output(self, outputs: torch.Tensor, avail_actions: torch.Tensor, test_mode: bool) -> torch.Tensor:
         return self._quantiles(outputs).mean(dim=-1)

@@ -14,6 +14,7 @@ How such an environment becomes a `MultiAgentEnv`:
 - Actions: A is the largest agent's number of actions. `avail_actions` marks those that an agent has, and follows the
   `action_mask` of an environment that gives one, in its observations or in its infos.
 - An agent that left the episode sees zeros, may only take action 0, which goes nowhere, and earns nothing.
+- Types of agents: PettingZoo's names without their numbers.
 - Ends: `time_limit` is the only clock. An environment's own clock is set behind it, because LBF and RWARE report time
   that is up as a termination, like a real end. Where that is not possible, `truncated` counts as a time limit too. A
   rule about what the agents do, as RWARE's `max_inactivity_steps`, ends an episode for real.
@@ -80,6 +81,7 @@ class GymmaEnv(MultiAgentEnv):
             raise UserError(f"env_args.kwargs.{unexpected[1]}: {key} has no such argument; remove it") from error
 
         self.n_agents = len(self._game.action_spaces)
+        self.agent_types = self._game.agent_types
         self._observation_spaces = [_without_mask(space) for space in self._game.observation_spaces]
         for kind, found, good, wanted in (
             ("action", self._game.action_spaces, lambda space: isinstance(space, spaces.Discrete), "Discrete"),
@@ -172,6 +174,7 @@ class _TupleGame:
     """A Gymnasium environment with one entry per agent in its observations, actions and rewards."""
 
     state_space = None
+    agent_types = None
 
     def __init__(self, env: Any, key: str):
         for kind, space in (("action", env.action_space), ("observation", env.observation_space)):
@@ -206,6 +209,7 @@ class _ParallelGame:
     def __init__(self, env: Any):
         self.env = env
         self.names = list(env.possible_agents)
+        self.agent_types = [re.sub(r"_?\d+$", "", str(name)) for name in self.names]  # "adversary_0" is an adversary
         self.action_spaces = [env.action_space(name) for name in self.names]
         self.observation_spaces = [env.observation_space(name) for name in self.names]
         self.state_space = getattr(env, "state_space", None)

@@ -25,6 +25,7 @@ class MultiAgentEnv(ABC):
     n_agents: int
     episode_limit: int
     individual_reward = False  # whether infos say what each agent earned: N numbers that sum to the team's reward
+    agent_types: list | None = None  # the type of each agent, N numbers or names, if it is always the same
 
     @abstractmethod
     def reset(self) -> tuple[list[np.ndarray], np.ndarray]:
@@ -92,4 +93,5 @@ class MultiAgentEnv(ABC):
             "n_agents": self.n_agents,
             "episode_limit": self.episode_limit,
             "individual_reward": self.individual_reward,
+            "agent_types": self.agent_types,
         }

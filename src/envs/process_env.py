@@ -308,6 +308,7 @@ class ProcessVectorEnv(VectorEnv):
         self.n_agents, self.n_actions = sizes["n_agents"], sizes["n_actions"]
         self.obs_size, self.state_size = sizes["obs_shape"], sizes["state_shape"]
         self.episode_limit, self.individual_reward = sizes["episode_limit"], sizes["individual_reward"]
+        self.agent_types = sizes["agent_types"]
         self._layout = Layout(self.n_envs, self.n_agents, self.n_actions, self.obs_size, self.state_size)
         self._memory_fd = os.memfd_create("environments")  # has no name in the file system: nothing to clean up
         os.truncate(self._memory_fd, self._layout.nbytes)

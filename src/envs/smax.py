@@ -65,7 +65,10 @@ class _Battle:
     def __init__(self, map_name: str, time_limit: int | None, scale_state: bool, **env_kwargs):
         if time_limit is not None:
             env_kwargs["max_steps"] = time_limit
-        self.env = _smax.HeuristicEnemySMAX(scenario=_smax.map_name_to_scenario(map_name), **env_kwargs)
+        scenario = _smax.map_name_to_scenario(map_name)
+        self.env = _smax.HeuristicEnemySMAX(scenario=scenario, **env_kwargs)
+        types = np.asarray(scenario.unit_types)[: scenario.num_allies].tolist()
+        self.ally_types = None if scenario.smacv2_unit_type_generation else types
         self.scale_state = scale_state
         self.reset = jax.jit(self._reset)
         self.step = jax.jit(self._step)
@@ -184,6 +187,7 @@ class SmaxVectorEnv(VectorEnv):
         env = self._battle.env
         self.n_envs = n_envs
         self.n_agents = env.num_allies
+        self.agent_types = self._battle.ally_types
         self.n_actions = env.num_ally_actions
         self.obs_size = env.obs_size
         self.state_size = env.state_size

@@ -53,6 +53,7 @@ class VectorEnv(ABC):
 
     n_envs: int
     individual_reward = False  # whether steps also say what each agent earned
+    agent_types: list | None = None  # the type of each agent, N numbers or names, if it is always the same
     n_agents: int
     n_actions: int
     obs_size: int
@@ -94,6 +95,7 @@ class VectorEnv(ABC):
             "n_agents": self.n_agents,
             "episode_limit": self.episode_limit,
             "individual_reward": self.individual_reward,
+            "agent_types": self.agent_types,
         }
 
 
@@ -111,6 +113,7 @@ class SerialVectorEnv(VectorEnv):
         self.state_size = info["state_shape"]
         self.episode_limit = info["episode_limit"]
         self.individual_reward = info.get("individual_reward", False)
+        self.agent_types = info.get("agent_types")
 
     def reset(self) -> Observation:
         for env in self.envs:
@@ -183,6 +186,7 @@ class SingleEnv(MultiAgentEnv):
         self.n_agents = vector_env.n_agents
         self.episode_limit = vector_env.episode_limit
         self.individual_reward = vector_env.individual_reward
+        self.agent_types = vector_env.agent_types
         self._seen: Observation | None = None  # what the agents see now
         self._fresh: Observation | None = None  # the start of an episode that the last step began by itself
 

@@ -105,8 +105,9 @@ class Worker:
         self.env = resolve("env", name, REGISTRY)(**env_args)
         info = self.env.get_env_info()
         keys = ("n_agents", "n_actions", "obs_shape", "state_shape", "episode_limit")
-        sizes = {key: int(info[key]) for key in keys} | {"individual_reward": bool(info.get("individual_reward"))}
-        self.individual_reward = sizes["individual_reward"]
+        self.individual_reward = bool(info.get("individual_reward"))
+        sizes = {key: int(info[key]) for key in keys}
+        sizes |= {"individual_reward": self.individual_reward, "agent_types": info.get("agent_types")}
         self.channel.send(INFO + json.dumps(sizes).encode())
 
     def attach(self, payload: bytes) -> None:

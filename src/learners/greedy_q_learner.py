@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from learners.greedy_terms import HEADS, STATISTICS, GreedyTerms, read_blocks
 from learners.heads import Heads
 from learners.q_learner import Objective, QLearner, Transitions
-from objectives import conservative, gate, munchausen
+from objectives import conservative, gate, munchausen, shared_experience
 from objectives.td import discounted_returns, one_step_targets, td_loss
 from utils.errors import UserError
 from utils.networks import blend, unroll
@@ -78,12 +78,16 @@ class GreedyQLearner(GreedyTerms, QLearner):
         penalty = torch.stack(self._penalties(step, heads))
         regularise = alternative is not None and self.cfg.munchausen.kl > 0
         regularised = td + self._kl(step, heads, alternative) if regularise else td
+        terms = {}
+        if self.cfg.heads.shared_experience > 0:
+            terms["shared_loss"] = self._shared_loss(batch, step, reward_i + bonus_i)
+            share = self.cfg.heads.shared_experience * terms["shared_loss"]
+            regularised = regularised + torch.stack([share, torch.zeros_like(share)])
         acting_weights = None if self.cfg.gate.mode == "none" else self.weights
         loss = gate.combine(regularised, penalty, acting_weights, self.cfg.gate.acts_on)
         imitation = self._imitation_loss(batch, step, heads)
 
         self._update_scales(step, target_i, target_c, td)
-        terms = {}
         for h, head in enumerate(HEADS):
             terms |= {f"td_loss_{head}": td[h], f"penalty_{head}": penalty[h]}
         if imitation is not None:
@@ -276,21 +280,38 @@ class GreedyQLearner(GreedyTerms, QLearner):
 
     def _bootstrap_values(self, step: Transitions, q, target_q) -> tuple[torch.Tensor, torch.Tensor]:
         """V(s_{t+1}) of the independent head (B, T, N) and of the cooperative one (B, T, 1)."""
-        cfg = self.cfg.munchausen
-        if cfg.source == "none" or cfg.bootstrap == "hard":
-            v_i = self._next_values(q[0], target_q[0], step.avail)
-            utilities = v_i if self.shared else self._next_values(q[1], target_q[1], step.avail)
-        else:
-            tau = cfg.tau * self.target_std
-            v_i, utilities = (
-                munchausen.soft_value(q_h[:, 1:], step.avail[:, 1:], tau_h)
-                for q_h, tau_h in zip(target_q, tau, strict=True)
-            )
+        v_i, utilities = (self._utility_values(h, q[h], target_q[h], step.avail) for h in range(2))
         v_c = self.target_mixer(utilities, step.state[:, 1:])
         if self.cfg.gate.target == "own":
             return v_i, v_c
         gated = gate.gated_value(self._team(v_i), v_c, self.cfg.gate.target, self.weights, self.excess_ema)
         return gated.expand_as(v_i), gated
+
+    def _utility_values(self, head: int, q, target_q, avail) -> torch.Tensor:
+        """V_i(s_{t+1}) of a head's utilities: hard or soft, as the regulariser has it. (B, T+1, X, A) -> (B, T, X)"""
+        cfg = self.cfg.munchausen
+        if cfg.source == "none" or cfg.bootstrap == "hard":
+            return self._next_values(q, target_q, avail)
+        return munchausen.soft_value(target_q[:, 1:], avail[:, 1:], cfg.tau * self.target_std[head])
+
+    def _shared_loss(self, batch, step: Transitions, reward: torch.Tensor) -> torch.Tensor:
+        """TD loss of the independent head on the other agents' experience: Q_j of what agent i saw and did.
+
+        Q-learning is off-policy, so nothing is weighed by importance. reward: (B, T, 1 or N), of agent i.
+        """
+        N = step.actions.shape[2]
+        q = self._independent_values_of_others(self.mac, batch)  # (B, T+1, N * N, A), pairs (i, j)
+        with torch.no_grad():
+            target_q = self._independent_values_of_others(self.target_mac, batch)
+            v_next = self._utility_values(0, q, target_q, step.avail.repeat_interleave(N, dim=2))
+            target = self._targets(step, reward.expand(-1, -1, N).repeat_interleave(N, dim=2), v_next)
+        chosen = q[:, :-1].gather(3, step.actions.repeat_interleave(N, dim=2)).squeeze(3)
+        pairs = (chosen.unflatten(2, (N, N)), target.unflatten(2, (N, N)))
+        return shared_experience.value_loss(*pairs, torch.ones_like(pairs[0]), step.mask)
+
+    def _independent_values_of_others(self, mac, batch) -> torch.Tensor:
+        network = mac.agent if self.shared else mac.agent.independent
+        return mac.unroll_others(batch, network).flatten(2, 3)
 
     def _td(self, step: Transitions, heads: Heads, rewards, next_values):
         """TD losses of both heads (2,), and their targets, (B, T, N) and (B, T, 1), from rewards and next values."""

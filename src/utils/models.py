@@ -16,6 +16,7 @@ def describe(args) -> dict:
         "learner": args.learner,
         "mac": args.mac,
         "agent": args.agent,
+        "agent_groups": args.agent_groups,
         "mixer": args.mixer,
         "env": args.env,
         "map": args.env_args.get("map_name") or args.env_args.get("key") or args.env_args.get("game"),

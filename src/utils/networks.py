@@ -30,7 +30,8 @@ def unroll(mac, batch, test_mode: bool = False) -> torch.Tensor:
 
 def unroll_network(network, inputs: torch.Tensor) -> torch.Tensor:
     """An agent's network on sequences from fresh memory, stepped if it has no `unroll`: (T, R, I) -> (T, R, A)."""
-    hidden = network.init_hidden().expand(inputs.shape[1], -1)
+    start = network.init_hidden()  # (1, H), or a row for every agent
+    hidden = start.repeat(inputs.shape[1] // len(start), 1)
     if hasattr(network, "unroll"):
         return network.unroll(inputs, hidden)[0]
     outputs = []

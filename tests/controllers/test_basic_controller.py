@@ -50,6 +50,7 @@ def make_args(**changes):
         "n_agents": N,
         "n_actions": A,
         "agent": "rnn",
+        "agent_groups": None,
         "rnn_hidden_dim": H,
         "agent_output_type": "q",
         "obs_last_action": True,

@@ -167,15 +167,18 @@ def play_randomly(env, rng):
     [
         (LBF, {"n_agents": 2, "n_actions": 6, "obs_shape": 12, "state_shape": 24}),
         (RWARE, {"n_agents": 2, "n_actions": 5, "obs_shape": 71, "state_shape": 142}),
-        (SPREAD, {"n_agents": 3, "n_actions": 5, "obs_shape": 18, "state_shape": 54}),
-        (LISTENER, {"n_agents": 2, "n_actions": 5, "obs_shape": 11, "state_shape": 3 + 11}),  # a state of its own
+        (SPREAD, {"n_agents": 3, "n_actions": 5, "obs_shape": 18, "state_shape": 54, "agent_types": ["agent"] * 3}),
+        (  # a state of its own
+            LISTENER,
+            {"n_agents": 2, "n_actions": 5, "obs_shape": 11, "state_shape": 14, "agent_types": ["speaker", "listener"]},
+        ),
         (DOOR, {"n_agents": 2, "n_actions": 4, "obs_shape": 6, "state_shape": 12}),
-        (RELAY, {"n_agents": 3, "n_actions": 4, "obs_shape": 2, "state_shape": 6}),
+        (RELAY, {"n_agents": 3, "n_actions": 4, "obs_shape": 2, "state_shape": 6, "agent_types": ["a", "b", "c"]}),
     ],
 )
 def test_whole_episodes_keep_the_announced_shapes(key, sizes):
     env = make(key, time_limit=30)
-    assert env.get_env_info() == sizes | {"episode_limit": 30, "individual_reward": True}
+    assert env.get_env_info() == {"agent_types": None} | sizes | {"episode_limit": 30, "individual_reward": True}
     rng = np.random.default_rng(1)
     for _ in range(3):
         _, rewards, info = play_randomly(env, rng)

@@ -58,6 +58,9 @@ def test_every_map_can_be_built(map_name):
     assert sizes == SIZES.get(map_name, sizes)
     assert env.episode_limit == 100
     assert env.n_actions >= env.n_agents
+    types = {"2s3z": [2, 2, 3, 3, 3], "smacv2_5_units": None}
+    assert env.agent_types == types.get(map_name, env.agent_types)
+    assert env.agent_types is None or len(env.agent_types) == env.n_agents
 
 
 def test_unknown_map():

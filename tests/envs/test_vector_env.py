@@ -94,6 +94,7 @@ class TestSerialVectorEnv:
             "n_agents": 2,
             "episode_limit": 9,
             "individual_reward": False,
+            "agent_types": None,
         }
 
     def test_ends_final_and_next_observations_of_environments_in_different_phases(self):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plugins.misbehaving import ACTIONS, AGENTS, LIMIT, OBS, STATE, ScriptedEnv, paid, script, shares, shown
+from plugins.misbehaving import ACTIONS, AGENTS, LIMIT, OBS, STATE, TYPES, ScriptedEnv, paid, script, shares, shown
 
 from envs import worker
 from envs.worker import BEGUN, PLAYED, Layout, Worker
@@ -118,6 +118,7 @@ def test_sizes_come_before_anything_else(side):
         "state_shape": STATE,
         "episode_limit": LIMIT,
         "individual_reward": True,
+        "agent_types": TYPES,
     }
 
 

@@ -78,3 +78,30 @@ def test_it_trains(alg, env, tmp_path, monkeypatch):
     # What was printed is in the record, to the end.
     assert "test return" in run["cout"]
     assert "sacred record" in run["cout"]
+
+
+@pytest.mark.parametrize(
+    ("alg", "env", "options"),
+    [
+        ("qmix", "matrix_games", {"share": "none"}),
+        ("greedy_lica", "matrix_games", {"share": "groups", "share_groups": "[0,1]", "updates_per_episode": 1.0}),
+        # The environment says which agents are alike.
+        (
+            "greedy_qmix",
+            "gymma",
+            {"share": "groups", "env_args.key": "pettingzoo:mpe2.simple_speaker_listener_v4", "runner": "parallel"},
+        ),
+    ],
+)
+def test_agents_with_parameters_of_their_own_train_and_are_evaluated(alg, env, options, tmp_path, capsys):
+    packages, settings = ENVS[env]
+    if missing := [name for name in (*packages, "mpe2") if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"{', '.join(missing)} not installed")
+    settings = {**TINY, **settings, **options, "save_model": True, "local_results_path": tmp_path}
+    given = (f"--config={alg}", f"--env-config={env}", "with", *(f"{key}={value}" for key, value in settings.items()))
+    assert run_main(*given) == 0
+    assert read_run(tmp_path)["status"] == "COMPLETED"
+    (token,) = (tmp_path / "models").iterdir()
+    assert run_main(*given, f"checkpoint_path={token}", "evaluate=True") == 0
+    assert run_main(*given, f"checkpoint_path={token}", "evaluate=True", "share=all", "share_groups=None") == 2
+    assert "agent_groups [0, 1] (this run: None)" in capsys.readouterr().err

@@ -284,6 +284,8 @@ BAD = {
     "package": ((*GYMMA, "env_args.key=not_installed:Thing-v0"), ("env_args.key='not_installed:Thing-v0'", "install")),
     "learner": ((*GAME, "learner=greedy"), ("learner='greedy'", "greedy_q_learner")),
     "plug-in": ((*GAME, "learner=my_file:MyLearner"), ("learner='my_file:MyLearner'", "no module named 'my_file'")),
+    "types": ((*GAME, "share=groups"), ("share=groups", "matrix_games", "share_groups=[0, 1]")),
+    "groups": ((*GAME, "share=groups", "share_groups=[0,1,0]"), ("share_groups=[0, 1, 0]", "2 agents")),
     "replay": ((*GAME, "buffer_size=1000000000000"), ("buffer_size=1000000000000", "free", "set buffer_size=")),
 }
 

@@ -434,6 +434,7 @@ WORK = (
 STOP = {  # what the page says does not work, and what the message names
     "heads.utilities=separate": "unroll_heads",
     "munchausen.who=others": "unroll_others",
+    "heads.shared_experience=1.0": "unroll_others",
     "behaviour.source=bc_rnn": "_build_sequence_inputs",
     "heads.reward_independent=individual": "no individual_reward",
     "behaviour.source=stored": "no field behaviour",

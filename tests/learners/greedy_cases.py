@@ -19,7 +19,7 @@ SHARED = {
     "target_update_tau": None,
 }
 BLOCKS = {
-    "heads": {"utilities": "shared", "act": "shared", "reward_independent": "team"},
+    "heads": {"utilities": "shared", "act": "shared", "reward_independent": "team", "shared_experience": 0.0},
     "conservative": {
         "alpha_independent": 0.5,
         "alpha_cooperative": 0.75,

@@ -8,8 +8,10 @@ import pytest
 import torch
 from greedy_cases import CASES, SHARED, SHORT, follow, greedy_args, separate, stored
 from helpers import (
+    EPISODES,
     Episode,
     assert_equal,
+    corrupt_padding,
     gate_state,
     gradients,
     make_args,
@@ -17,6 +19,7 @@ from helpers import (
     make_learner,
     random_batch,
     shake,
+    values_on,
     weights,
 )
 
@@ -31,6 +34,69 @@ ALL_OFF = {
     "munchausen": {"source": "none"},
     "gate": {"mode": "none"},
 }
+
+
+# Shared experience
+
+SHARING = {"none": {"share": "none", "obs_agent_id": False}, "groups": {"share": "groups", "share_groups": [1, 0, 1]}}
+
+
+def naive_shared_loss(learner, batch, episodes, tau):
+    """Pair after pair and step after step: agent j's Q-learning on agent i's episodes; tau None: hard values."""
+    args, N = learner.args, learner.args.n_agents
+    found = [mac.agent if learner.shared else mac.agent.independent for mac in (learner.mac, learner.target_mac)]
+    total, count = 0, 0
+    for j in range(N):
+        for i in [i for i in range(N) if i != j]:
+            q, q_target = (values_on(learner.mac, network, batch, i, j) for network in found)
+            for e, episode in enumerate(episodes):
+                for t in range(episode.length):
+                    target = batch["reward"][e, t, 0].item()
+                    if t < episode.length - 1 or episode.end != "terminated":
+                        allowed = [k for k in range(args.n_actions) if batch["avail_actions"][e, t + 1, i, k] == 1]
+                        following = q_target[e, t + 1, max(allowed, key=lambda k: q[e, t + 1, k].item())]
+                        if tau is not None:
+                            following = tau * (q_target[e, t + 1, allowed] / tau).logsumexp(0)
+                        target += args.gamma * following.item()
+                    total = total + (q[e, t, batch["actions"][e, t, i, 0]] - target) ** 2 / 2
+                    count += 1
+    return total / (count / (N - 1))
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("sharing", [*SHARING.values(), {}], ids=[*SHARING, "all"])
+@pytest.mark.parametrize("heads", [{}, separate("independent")], ids=["shared", "separate"])
+@pytest.mark.parametrize("bootstrap", ["hard", "soft"])
+def test_the_loss_on_others_experience_is_that_of_nested_loops(bootstrap, heads, sharing):
+    options = {**heads, **sharing, "munchausen": {"alpha": 0.0, "bootstrap": bootstrap}}
+    options["heads"] = {**heads.get("heads", {}), "shared_experience": 0.5}
+    learner = make_learner(greedy_args(**options))
+    shake(learner, seed=2)
+    batch = random_batch(learner.args, seed=3)
+    learner.objective(batch)  # scales the temperature
+    tau = learner.cfg.munchausen.tau * learner.target_std[0].item() if bootstrap == "soft" else None
+    step = learner._transitions(batch)
+    found = learner._shared_loss(batch, step, step.reward)
+    expected = naive_shared_loss(learner, batch, EPISODES, tau)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+    for ours, theirs in zip(gradients(learner, found), gradients(learner, expected), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    wild = corrupt_padding(random_batch(learner.args, seed=3), EPISODES)
+    assert learner._shared_loss(wild, learner._transitions(wild), step.reward) == found
+
+
+def test_what_is_shared_enters_with_the_independent_heads_loss():
+    """The gate weighs it as it weighs that head; the bonus is that of the agent whose experience it is."""
+    found = {}
+    for weight in (0.0, 2.0):
+        heads, gate = {"shared_experience": weight}, {"mode": "fixed", "weight_independent": 0.25}
+        learner = make_learner(greedy_args(share="none", heads=heads, gate=gate))
+        shake(learner, seed=2)
+        found[weight] = learner.objective(random_batch(learner.args, seed=3))
+    added = 0.25 * 2.0 * found[2.0].terms["shared_loss"]
+    torch.testing.assert_close(found[2.0].loss, found[0.0].loss + added)
+    assert "shared_loss" not in found[0.0].terms
+    assert added > 0.01
 
 
 # Two networks

@@ -1,4 +1,4 @@
-"""What IPPO, MAPPO and COMA have in common: corruption, saving, logging and failures."""
+"""What actor-critics beside LICA have in common: corruption, saving, logging and failures."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ from test_lica_learner import WildLogitsMAC
 from controllers import BasicMAC
 from utils.networks import NonFiniteError
 
-ALGS = ("ippo", "mappo", "coma")
+ALGS = ("ippo", "mappo", "coma", "iac", "seac")
 every_alg = pytest.mark.parametrize("alg", ALGS)
 
 

@@ -15,6 +15,7 @@ from envs.multiagentenv import RESTART_SEED, EnvCrash, MultiAgentEnv
 from utils.errors import UserError
 
 OBS, STATE, AGENTS, ACTIONS, LIMIT = 4, 5, 3, 4, 6  # sizes
+TYPES = ["scout", "scout", "guard"]
 
 
 # --- the script: everything that is shown says where it was shown
@@ -62,7 +63,7 @@ def shares(reward: float) -> list[float]:
 class ScriptedEnv(MultiAgentEnv):
     """One environment that follows `script`; its seed is its number."""
 
-    n_agents, episode_limit, individual_reward = AGENTS, LIMIT, True
+    n_agents, episode_limit, individual_reward, agent_types = AGENTS, LIMIT, True, TYPES
 
     def __init__(self, seed: int):
         self.number, self.episode, self.t, self.closed = seed, -1, 0, False

@@ -1,6 +1,7 @@
 """Critics that value a situation, V: what the policies earn from here, for every agent from its own inputs.
 
-They are networks of the agents' kind with one output. Legend: B episodes, T steps, N agents, S state, I inputs.
+They are networks of the agents' kind with one output, and share parameters as the agents do. Legend: B episodes, T
+steps, N agents, S state, I inputs.
 """
 
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from modules.agents import REGISTRY as agent_REGISTRY
+from modules.agents.sharing import share_parameters
 from utils.networks import sequence_input_size, sequence_inputs, unroll_network
 from utils.registry import resolve
 
@@ -21,7 +23,8 @@ class ValueCritic(nn.Module):
         super().__init__()
         self.args = args
         sizes = SimpleNamespace(**{**vars(args), "n_actions": 1})  # what the networks call their outputs
-        self.network = resolve("agent", args.agent, agent_REGISTRY)(self._input_size(scheme), sizes)
+        build = resolve("agent", args.agent, agent_REGISTRY)
+        self.network = share_parameters(lambda: build(self._input_size(scheme), sizes), args.agent_groups)
 
     def forward(self, batch, t=None) -> torch.Tensor:
         """V of every agent at every step, or at step `t` alone: (B, T, N, 1)."""
