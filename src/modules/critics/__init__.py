@@ -6,5 +6,6 @@ A critic is built as `critic(scheme, args)` and called as `critic(policies, stat
 """
 
 from modules.critics.lica import LICACritic
+from modules.critics.maddpg import MADDPGCritic
 
-REGISTRY = {"lica": LICACritic}
+REGISTRY = {"lica": LICACritic, "maddpg": MADDPGCritic}
