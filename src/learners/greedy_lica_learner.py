@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
+from learners.actor_critic_learner import Losses
 from learners.critic_heads import CriticHeads
 from learners.greedy_terms import HEADS, STATISTICS, GreedyTerms, read_blocks
-from learners.lica_learner import LICALearner, Losses
+from learners.lica_learner import LICALearner
 from learners.q_learner import Transitions
 from objectives import actor_critic, gate
 from objectives.td import discounted_returns, td_loss
-from utils.networks import blend, build_optimiser, unroll
+from utils.networks import blend, unroll
 from utils.shapes import masked_mean
 
 BLOCKS = ("conservative", "gate", "munchausen", "behaviour")
@@ -40,8 +41,7 @@ class GreedyLICALearner(GreedyTerms, LICALearner):
         self.slow_critic = copy.deepcopy(self.critic)
         for parameter in (*self.slow_independent.parameters(), *self.slow_critic.parameters()):
             parameter.requires_grad_(False)
-        self.params["independent"] = list(self.independent.parameters())
-        self.optimisers["independent"] = build_optimiser(self.params["independent"], args.critic_lr, args)
+        self._add_part("independent", self.independent.parameters(), args.critic_lr)
         self._build_terms(scheme)
         self.slope_ema: Any = None  # (2,) how steep the heads' values are in the policies; None until the first batch
         self.gap_profile: Any = None  # the last batch's gaps (B, T, N), (B, T, 1) and mask (B, T, 1), for pictures
