@@ -123,6 +123,8 @@ class Run(Section):
     quantiles: Count
     critic: Name | None
     entropy_coef: NonNegative
+    gumbel_temperature: Positive
+    logit_coef: NonNegative
     opt_loss: NonNegative
     nopt_min_loss: NonNegative
     qtran_arch: Literal["qtran_paper", "coma_critic"]
@@ -298,6 +300,8 @@ LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "quantile_q_learner": (),
     "lica_learner": (),
     "greedy_lica_learner": ("conservative", "gate", "munchausen", "behaviour"),
+    "maddpg_learner": (),
+    "greedy_maddpg_learner": ("conservative", "gate", "munchausen", "behaviour"),
     "greedy_q_learner": tuple(METHOD_BLOCKS),
     "greedy_quantile_q_learner": tuple(METHOD_BLOCKS),
     "qtran_learner": (),
@@ -309,7 +313,9 @@ LEARNERS_OF_MIXER: dict[str, tuple[str, ...]] = {
     "qtran_alt": ("qtran_learner",),
     "dmaq": ("q_learner", "weighted_q_learner"),
 }
-ACTOR_CRITICS = ("lica_learner", "greedy_lica_learner")
+GREEDY_ACTOR_CRITICS = ("greedy_lica_learner", "greedy_maddpg_learner")
+SAMPLED_ACTOR_CRITICS = ("maddpg_learner", "greedy_maddpg_learner")  # their critics read actions
+ACTOR_CRITICS = ("lica_learner", "maddpg_learner", *GREEDY_ACTOR_CRITICS)
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
     "matrix_games": MatrixGames,
@@ -654,7 +660,8 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Settings of Q learners that actors and their critic cannot have: why, and the keys."""
     if config["critic"] is None:
-        yield "the actors ascend a critic; set critic=lica", "learner", "critic"
+        choice = "maddpg" if config["learner"] in SAMPLED_ACTOR_CRITICS else "lica"
+        yield f"the actors ascend a critic; set critic={choice}", "learner", "critic"
     if config["agent_output_type"] != "pi_logits":
         message = "its critic reads probabilities; set agent_output_type=pi_logits"
         yield message, "learner", "agent_output_type"
@@ -665,7 +672,7 @@ def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]
         yield "its critic mixes the agents' policies itself; set mixer=null", "learner", "mixer"
     if config["mac"] in ("gated_mac", "quantile_mac"):
         yield "that controller's networks give values, no policies; set mac=basic_mac", "learner", "mac"
-    if config["learner"] == "greedy_lica_learner":
+    if config["learner"] in GREEDY_ACTOR_CRITICS:
         yield from _greedy_actor_critic_conflicts(config)
 
 

@@ -1,8 +1,10 @@
 """Learners: from a batch of episodes to one gradient step."""
 
 from learners.greedy_lica_learner import GreedyLICALearner
+from learners.greedy_maddpg_learner import GreedyMADDPGLearner
 from learners.greedy_q_learner import GreedyQLearner
 from learners.lica_learner import LICALearner
+from learners.maddpg_learner import MADDPGLearner
 from learners.q_learner import QLearner
 from learners.qtran_learner import QTranLearner
 from learners.quantile_q_learner import GreedyQuantileQLearner, QuantileQLearner
@@ -15,6 +17,8 @@ REGISTRY = {
     "greedy_quantile_q_learner": GreedyQuantileQLearner,
     "lica_learner": LICALearner,
     "greedy_lica_learner": GreedyLICALearner,
+    "maddpg_learner": MADDPGLearner,
+    "greedy_maddpg_learner": GreedyMADDPGLearner,
     "qtran_learner": QTranLearner,
     "weighted_q_learner": WeightedQLearner,
 }
