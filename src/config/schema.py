@@ -204,6 +204,17 @@ class Weighting(Section):
     central_embed_dim: Count
 
 
+class Regulariser(Section):
+    divergence: Literal["kl", "mmd", "support"]
+    alpha: NonNegative
+    in_values: bool
+    support: PositiveShare
+    coefficient: Literal["fixed", "lagrange"]
+    threshold: NonNegative
+    eta: Positive
+    l_max: Positive
+
+
 class Smax(Section):
     map_name: Filled
     seed: Seed | None
@@ -293,7 +304,7 @@ METHOD_BLOCKS: dict[str, type[Section]] = {
     "munchausen": Munchausen,
     "behaviour": Behaviour,
 }
-BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting}
+BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting, "regulariser": Regulariser}
 # The blocks that each learner of this project reads; plug-ins may have any.
 LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "q_learner": (),
@@ -301,6 +312,7 @@ LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "lica_learner": (),
     "greedy_lica_learner": ("conservative", "gate", "munchausen", "behaviour"),
     "maddpg_learner": (),
+    "behaviour_regularised_learner": ("regulariser", "behaviour"),
     "greedy_maddpg_learner": ("conservative", "gate", "munchausen", "behaviour"),
     "greedy_q_learner": tuple(METHOD_BLOCKS),
     "greedy_quantile_q_learner": tuple(METHOD_BLOCKS),
@@ -314,8 +326,9 @@ LEARNERS_OF_MIXER: dict[str, tuple[str, ...]] = {
     "dmaq": ("q_learner", "weighted_q_learner"),
 }
 GREEDY_ACTOR_CRITICS = ("greedy_lica_learner", "greedy_maddpg_learner")
-SAMPLED_ACTOR_CRITICS = ("maddpg_learner", "greedy_maddpg_learner")  # their critics read actions
-ACTOR_CRITICS = ("lica_learner", "maddpg_learner", *GREEDY_ACTOR_CRITICS)
+# Their critics read actions.
+SAMPLED_ACTOR_CRITICS = ("maddpg_learner", "greedy_maddpg_learner", "behaviour_regularised_learner")
+ACTOR_CRITICS = ("lica_learner", "greedy_lica_learner", *SAMPLED_ACTOR_CRITICS)
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
     "matrix_games": MatrixGames,
@@ -674,6 +687,18 @@ def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]
         yield "that controller's networks give values, no policies; set mac=basic_mac", "learner", "mac"
     if config["learner"] in GREEDY_ACTOR_CRITICS:
         yield from _greedy_actor_critic_conflicts(config)
+    if config["learner"] == "behaviour_regularised_learner":
+        yield from _regulariser_conflicts(config)
+    if config["logit_coef"] > 0 and config["learner"] not in SAMPLED_ACTOR_CRITICS:
+        message = "this learner does not hold its actors' logits small; set logit_coef=0, or entropy_coef"
+        yield message, "learner", "logit_coef"
+
+
+def _regulariser_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """What a divergence from the behaviour policy needs: why, and the keys."""
+    if config["behaviour"]["source"] != "bc_rnn":
+        message = "policies are compared with what a model says of every agent's own history"
+        yield f"{message}; set behaviour.source=bc_rnn", "learner", "behaviour.source"
 
 
 def _greedy_actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:

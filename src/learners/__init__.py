@@ -1,5 +1,6 @@
 """Learners: from a batch of episodes to one gradient step."""
 
+from learners.behaviour_regularised_learner import BehaviourRegularisedLearner
 from learners.greedy_lica_learner import GreedyLICALearner
 from learners.greedy_maddpg_learner import GreedyMADDPGLearner
 from learners.greedy_q_learner import GreedyQLearner
@@ -18,6 +19,7 @@ REGISTRY = {
     "lica_learner": LICALearner,
     "greedy_lica_learner": GreedyLICALearner,
     "maddpg_learner": MADDPGLearner,
+    "behaviour_regularised_learner": BehaviourRegularisedLearner,
     "greedy_maddpg_learner": GreedyMADDPGLearner,
     "qtran_learner": QTranLearner,
     "weighted_q_learner": WeightedQLearner,

@@ -72,8 +72,7 @@ class LICALearner(ActorCriticLearner):
         """What actors of these policies (B, T, N, A) minimise, a scalar, given the value (B, T, 1) that they ascend."""
         return actor_critic.actor_loss(value, actor_critic.policy_entropy(policy), step.mask, self.args.entropy_coef)
 
-    @staticmethod
-    def _stats(step: Transitions, policy, q_taken, target, value) -> dict[str, torch.Tensor]:
+    def _stats(self, step: Transitions, policy, q_taken, target, value) -> dict[str, torch.Tensor]:
         entropy = actor_critic.policy_entropy(policy[:, :-1])  # (B, T, N)
         mask_i = step.mask.expand_as(entropy)
         stats = {

@@ -15,7 +15,10 @@ Legend: A actions. Policies are 0 where an action is not available.
 
 import torch
 
+from objectives.actor_critic import policy_kl
 from utils.shapes import check_same_shape
+
+KINDS = ("kl", "mmd", "support")
 
 
 def squared_mmd(policy: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -46,3 +49,23 @@ def support_mmd(policy: torch.Tensor, beta: torch.Tensor, share: float) -> torch
     inside = beta >= share * beta.max(dim=-1, keepdim=True).values
     outside = policy.masked_fill(inside, 0.0)
     return (outside**2).sum(dim=-1) + outside.sum(dim=-1) ** 2 / inside.sum(dim=-1)
+
+
+def divergence(policy: torch.Tensor, log_beta: torch.Tensor, kind: str, share: float) -> torch.Tensor:
+    """D(pi, beta) of every agent, 0 or more.
+
+    kl: KL(pi || beta) (Wu et al. 2019, section 3);  mmd: `squared_mmd`;  support: `support_mmd` with this share.
+
+    Args:
+        policy, log_beta: (B, T, N, A); no gradient flows into beta.
+
+    Returns:
+        (B, T, N).
+    """
+    if kind == "kl":
+        return policy_kl(policy, log_beta)
+    if kind == "mmd":
+        return squared_mmd(policy, log_beta.exp())
+    if kind == "support":
+        return support_mmd(policy, log_beta.exp(), share)
+    raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")

@@ -84,8 +84,15 @@ class ActingOn:
         self.args, self.mac = learner.args, mac
 
 
-def naive_losses(learner, batch, episodes, seed=5):
-    """Losses of critic and actors and their statistics, one step after another."""
+def free(e, t, policies):
+    return 0.0
+
+
+def naive_losses(learner, batch, episodes, seed=5, cost=free, next_cost=free):
+    """Losses of critic and actors and their statistics, one step after another.
+
+    Acting at step t costs the actors `cost(e, t, policies)`; the value of step t is less by `next_cost`.
+    """
     args, N = learner.args, learner.args.n_agents
     pi, pi_target = policies_of(learner, batch), policies_of(ActingOn(learner, learner.target_mac), batch)
     now, following = noises(learner, batch, seed)
@@ -93,7 +100,7 @@ def naive_losses(learner, batch, episodes, seed=5):
     def q(critic, joint, e, t):
         return critic(torch.stack(joint).view(1, 1, N, -1), batch["state"][e, t].view(1, 1, -1)).squeeze()
 
-    errors, chosen, targets, values, entropies, sizes, largest = [], [], [], [], [], [], []
+    errors, chosen, targets, values, costs, entropies, sizes, largest = [], [], [], [], [], [], [], []
     for e, episode in enumerate(episodes):
         for t in range(episode.length):
             played = [one_hot(learner, batch["actions"][e, t, i, 0]) for i in range(N)]
@@ -102,7 +109,8 @@ def naive_losses(learner, batch, episodes, seed=5):
                 to_come = [
                     one_hot(learner, drawn(learner, pi_target[e][t + 1][i], following[e, t, i])) for i in range(N)
                 ]
-                target = target + args.gamma * q(learner.target_critic, to_come, e, t + 1).detach()
+                following_value = q(learner.target_critic, to_come, e, t + 1) - next_cost(e, t + 1, pi_target[e][t + 1])
+                target = target + args.gamma * following_value.detach()
             value = q(learner.critic, played, e, t)
             errors.append(value - target)
             chosen.append(value.item())
@@ -116,11 +124,12 @@ def naive_losses(learner, batch, episodes, seed=5):
                 sizes.append(logits_squared(pi[e][t][i]))
                 largest.append(max(pi[e][t][i]).item())
             values.append(sum(own) / N)
+            costs.append(cost(e, t, pi[e][t]))
     entropy = sum(entropies) / len(entropies)
     regulariser = args.logit_coef * sum(sizes) / len(sizes) - args.entropy_coef * entropy / entropy.item()
     losses = {
         "critic": sum(error**2 for error in errors) / len(errors),
-        "agent": regulariser - sum(values) / len(values),
+        "agent": regulariser - sum(values) / len(values) + sum(costs) / len(costs),
     }
     count = len(errors)
     stats = {

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from objectives.divergence import squared_mmd, support_mmd
+from objectives.actor_critic import policy_kl
+from objectives.divergence import KINDS, divergence, squared_mmd, support_mmd
 
 B, T, N, A = 2, 2, 2, 4
 
@@ -114,6 +115,16 @@ def test_rows_without_any_action_are_at_distance_0():
     nothing = torch.zeros(2, A)
     assert support_mmd(nothing, nothing, 0.1).tolist() == [0, 0]
     assert squared_mmd(nothing, nothing).tolist() == [0, 0]
+
+
+def test_each_kind_is_its_function():
+    p, beta = policies(0), policies(1)
+    expected = {"kl": policy_kl(p, beta.log()), "mmd": squared_mmd(p, beta), "support": support_mmd(p, beta, 0.5)}
+    assert set(expected) == set(KINDS)
+    for kind, value in expected.items():
+        torch.testing.assert_close(divergence(p, beta.log(), kind, 0.5), value)
+    with pytest.raises(ValueError, match="kind must be one of kl, mmd, support, got 'js'"):
+        divergence(p, beta.log(), "js", 0.5)
 
 
 def test_wrong_shapes_are_refused():
