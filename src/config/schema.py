@@ -658,6 +658,9 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             "quantiles",
             "learner",
         )
+    if config["logit_coef"] > 0 and config["learner"] in set(LEARNER_BLOCKS) - set(SAMPLED_ACTOR_CRITICS):
+        message = "this learner does not hold logits small; set logit_coef=0, or learner=maddpg_learner"
+        yield message, "learner", "logit_coef"
     if config["learner"] in ACTOR_CRITICS:
         yield from _actor_critic_conflicts(config)
     elif config["learner"] in LEARNER_BLOCKS:
@@ -689,9 +692,6 @@ def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]
         yield from _greedy_actor_critic_conflicts(config)
     if config["learner"] == "behaviour_regularised_learner":
         yield from _regulariser_conflicts(config)
-    if config["logit_coef"] > 0 and config["learner"] not in SAMPLED_ACTOR_CRITICS:
-        message = "this learner does not hold its actors' logits small; set logit_coef=0, or entropy_coef"
-        yield message, "learner", "logit_coef"
 
 
 def _regulariser_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:

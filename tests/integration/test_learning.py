@@ -142,6 +142,13 @@ def test_actor_critics_solve_the_monotone_game(alg, seed):
     assert tables(experiment)["1"][0, 0].item() == pytest.approx(12, abs=0.2)  # what it plays, it values rightly
 
 
+@pytest.mark.parametrize("alg", ["maddpg", "greedy_maddpg", "brac_p", "brac_v", "bear"])
+def test_actors_that_learn_from_a_replay_solve_the_monotone_game(alg):
+    options = {"lr": 0.0025, "critic_lr": 0.0025, "updates_per_episode": 0.2, "target_update_interval": None}
+    experiment = train(alg, {"game": "monotone"}, t_max=3000, **options)
+    assert greedy_return(experiment) == 12
+
+
 def test_vdn_fits_the_non_monotone_game_by_its_main_effects():
     experiment = fit_uniform_data("vdn", "nonmonotone", updates=1500)
     low, middle, high = -56 / 9, -44 / 9, -32 / 9  # mean -40/9; row and column effects -8/9, 4/9, 4/9
