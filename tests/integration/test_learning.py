@@ -145,7 +145,7 @@ def test_actor_critics_solve_the_monotone_game(alg, seed):
 @pytest.mark.parametrize("alg", ["maddpg", "greedy_maddpg", "brac_p", "brac_v", "bear"])
 def test_actors_that_learn_from_a_replay_solve_the_monotone_game(alg):
     options = {"lr": 0.0025, "critic_lr": 0.0025, "updates_per_episode": 0.2, "target_update_interval": None}
-    experiment = train(alg, {"game": "monotone"}, t_max=3000, **options)
+    experiment = train(alg, {"game": "monotone"}, t_max=1600, **options)
     assert greedy_return(experiment) == 12
 
 
