@@ -15,11 +15,11 @@ import docopt
 from sacred import SETTINGS
 from sacred import Experiment as SacredExperiment
 from sacred.arg_parser import get_config_updates
-from sacred.observers import FileStorageObserver
 
 from config.schema import ConfigError, config_files, load
-from utils.errors import RunFailure, UserError
-from utils.logging import get_logger
+from utils.errors import Interrupted, RunFailure, UserError
+from utils.logging import format_table, get_logger
+from utils.record import RunFolder
 
 SETTINGS["CAPTURE_MODE"] = "sys"  # pyright: ignore  "fd" breaks on some platforms
 
@@ -42,19 +42,34 @@ docs/configuration.md lists every key. Sacred's own options (-m host:port:db for
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run the command line; returns the exit code.
+
+    0 done, 1 failed, 2 bad input, 75 stopped with a checkpoint, 130 the same by Ctrl-C.
+    """
     sys.path.append(os.getcwd())  # where plug-ins of the user's own lie
     try:
         alg, rest = _take_option(argv[1:], "--config")
         env, rest = _take_option(rest, "--env-config")
         experiment = SacredExperiment("greed_is_good", save_git_info=True)
+        resumption = None
         if {"-h", "--help", "help"} & set(rest):
             print(HELP.format(algs=", ".join(config_files("algs")), envs=", ".join(config_files("envs"))))
             rest = ["--help"]
         else:
             config = load(alg, env, _overrides(experiment, rest))
             experiment.add_config(config)
-            experiment.observers.append(FileStorageObserver(str(Path(config["local_results_path"]) / "sacred")))
+            if config["resume"]:
+                from utils.checkpoints import find  # it loads torch
+
+                resumption = find(config["resume"], config)
+                if resumption is not None and resumption.result is not None:
+                    rows = [(key, f"{value}") for key, value in resumption.result.items()]
+                    print(format_table(rows, f"{resumption.folder.name} is complete; its last test"))
+                    return 0
+            sacred_id = None if resumption is None else resumption.description["sacred_id"]
+            experiment.observers.append(
+                RunFolder(Path(config["local_results_path"]) / "sacred", get_logger(), sacred_id)
+            )
     except (ConfigError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,7 +80,7 @@ def main(argv: list[str]) -> int:
         from run import run  # torch and the environments load only when there is something to run
 
         try:
-            return run(_run, config, _log)
+            return run(_run, config, _log, resumption)
         except (UserError, RunFailure) as error:
             # SystemExit: sacred records the run as failed, and prints no traceback.
             print(f"error: {error}", file=sys.stderr)
@@ -73,6 +88,9 @@ def main(argv: list[str]) -> int:
 
     try:
         experiment.run_commandline([argv[0], *rest])
+    except Interrupted as interrupted:
+        print(f"{interrupted}")
+        return interrupted.code
     except KeyboardInterrupt:
         return 130
     return 0

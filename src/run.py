@@ -1,8 +1,11 @@
 """Wiring of a run, and the loop that collects, trains, evaluates and records."""
 
+import contextlib
 import math
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,53 +18,98 @@ from config.schema import extend, freeze
 from controllers import REGISTRY as mac_REGISTRY
 from envs import make_vector_env
 from envs.multiagentenv import EnvCrash
+from keeper import Keeper
 from learners import REGISTRY as learner_REGISTRY
 from objectives.gate import MEASURED
 from runners import REGISTRY as runner_REGISTRY
 from runners.game_tables import format_tables
-from utils import checkpoint
-from utils.errors import RunFailure, UserError
+from utils import models
+from utils.checkpoints import Checkpoints, Resumption
+from utils.errors import Interrupted, RunFailure, UserError
 from utils.logging import Logger, Progress, format_table
 from utils.memory import format_bytes
 from utils.networks import NonFiniteError
 from utils.plots import plot_gate, plot_learning_curve
 from utils.registry import resolve
-from utils.seeding import seed_everything
+from utils.seeding import random_states, seed_everything, set_random_states
+from utils.signals import StopRequest
+from utils.state import restore, state_of
 from utils.timehelper import time_str
 
+RESUMED_SEED = 1_000_003  # what a resumption adds to the seed of environments
 
-def run(_run, _config, _log) -> dict[str, float]:
+
+def run(_run, _config, _log, resumption: Resumption | None = None) -> dict[str, float]:
     """Train, or evaluate a saved model, as the configuration says; returns the last test statistics.
 
     Args:
         _run: the sacred run.
         _config: a validated configuration (`config.schema.load`).
         _log: the console logger.
+        resumption: the run of this configuration that is to go on; None for a new one.
+
+    Raises:
+        Interrupted: it was asked to stop, and can go on.
     """
-    args = freeze(_config)
-    device = _choose_device(args, _log)
-    args = freeze({**_config, "use_cuda": device != "cpu"})  # PyMARL's plug-ins move themselves by this key
-    args = extend(args, device=device, unique_token=_unique_token(args))
+    times = 0 if resumption is None else resumption.description["resumed"] + 1
+    device = _choose_device(freeze(_config), _log)
+    env_args = dict(_config["env_args"])
+    if times and env_args.get("seed") is not None:  # what cannot save itself must not play its first episodes again
+        env_args["seed"] = (env_args["seed"] + RESUMED_SEED * times) % 2_000_000_000
+    # PyMARL's plug-ins move themselves by use_cuda.
+    args = freeze({**_config, "use_cuda": device != "cpu", "env_args": env_args})
+    folder = _new_folder(args) if resumption is None else resumption.folder
+    args = extend(args, device=device, unique_token=folder.name)
     torch.set_num_threads(args.torch_threads or _good_thread_count(args))
     torch.set_flush_denormal(True)  # values that decay to denormals slow a CPU down a hundredfold
     seed_everything(args.seed)
 
     logger = Logger(_log)
     logger.setup_sacred(_run)
-    results = Path(args.local_results_path)
-    if args.use_tensorboard:
-        logger.setup_tb(str(results / "tb_logs" / args.unique_token))
+    about = {"token": folder.name, "config": _config, "sacred_id": _run._id, "resumed": times}
     try:
-        runner = resolve("runner", args.runner, runner_REGISTRY)(args, logger)
-        try:
-            experiment = Experiment(args, logger, runner)
-            return experiment.evaluate() if args.evaluate else experiment.train(_run)
-        finally:
-            runner.close_env()
+        with Checkpoints(folder, args.keep_checkpoints) as checkpoints:
+            runner = resolve("runner", args.runner, runner_REGISTRY)(args, logger)
+            try:
+                experiment = Experiment(args, logger, runner)
+                if args.evaluate:
+                    return experiment.evaluate()
+                with StopRequest(args.max_hours) as stop:
+                    keeper = Keeper(experiment, checkpoints, about, stop)
+                    if times:
+                        keeper.resume(_run)
+                    if args.use_tensorboard:
+                        tb_logs = Path(args.local_results_path) / "tb_logs"
+                        logger.setup_tb(str(tb_logs / args.unique_token), runner.t_env if times else None)
+                    summary = experiment.train(_run, keeper.between)
+                    keeper.finish(summary)
+                    return summary
+            finally:
+                runner.close_env()
     except EnvCrash as error:
         raise RunFailure(str(error)) from error
     finally:
         logger.close()
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass
+class Counters:
+    """How far a run is, in environment steps where nothing else is said."""
+
+    t_start: int = 0
+    episodes: int = 0
+    updates: int = 0
+    owed: float = 0.0  # updates that the collected episodes have earned and that were not made yet
+    last_test: float = -math.inf
+    last_log: float = -math.inf
+    last_save: int = 0
+    last_rollout: float = -math.inf
+    rollout_steps: int = 0
+    summary: dict[str, float] = field(default_factory=dict)  # of the last test
 
 
 class Experiment:
@@ -112,74 +160,105 @@ class Experiment:
         self.learner = resolve("learner", args.learner, learner_REGISTRY)(self.mac, full_scheme, logger, args)
         if args.device != "cpu":
             self.learner.cuda()
+        self.counters = Counters()
         self.runner.setup(self.scheme, self.groups, self.preprocess, self.mac)
         if args.checkpoint_path:
-            path, step = checkpoint.find(args.checkpoint_path, args.load_step)
-            checkpoint.load(self.learner, path, args)
+            path, step = models.find(args.checkpoint_path, args.load_step)
+            models.load(self.learner, path, args)
             if not args.evaluate and step > args.t_max:
                 raise UserError(
                     f"t_max={args.t_max}: the model in {path} has been trained for {step} steps; set a larger t_max"
                 )
-            self.runner.t_env = step
+            self.runner.t_env = self.counters.t_start = self.counters.last_save = step
             logger.console_logger.info("Loaded the model of step %d from %s", step, path)
 
-    def train(self, _run) -> dict[str, float]:
-        """Collect, train, evaluate and record until `t_max`, and report."""
-        args, runner, buffer = self.args, self.runner, self.buffer
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, but for the replay."""
+        return {
+            "learner": state_of(self.learner, "learner"),
+            "runner": self.runner.state_dict(),
+            "counters": state_of(self.counters),
+            "statistics": state_of(self.logger.stats),
+            "random": random_states(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        restore(self.learner, state["learner"])
+        self.runner.load_state_dict(state["runner"])
+        restore(self.counters, state["counters"])
+        self.logger.stats = restore(self.logger.stats, state["statistics"])
+        set_random_states(state["random"])
+
+    def train(self, _run, between: Callable[[], None] = _nothing) -> dict[str, float]:
+        """Collect, train, evaluate and record until `t_max`, and report.
+
+        Args:
+            between: called after every round, when nothing is half done.
+        """
+        args, runner = self.args, self.runner
         self._announce()
-        started, t_start = time.monotonic(), runner.t_env
-        progress = Progress(self.logger, t_start, args.t_max)
-        episode, updates, owed = 0, 0, 0.0
-        last_test = last_log = t_start - max(args.test_interval, args.log_interval) - 1
-        last_save, summary = t_start, {}
-        last_rollout, rollout_steps = -math.inf, 0
+        started, t_start, updates = time.monotonic(), runner.t_env, self.counters.updates
+        progress = Progress(self.logger, t_start, args.t_max, self.counters.updates)
         try:
             while runner.t_env <= args.t_max:
-                batch = runner.run(test_mode=False)
-                buffer.insert_episode_batch(batch)
-                episode += batch.batch_size
-                if buffer.can_sample(args.batch_size):
-                    owed += args.updates_per_episode * batch.batch_size
-                    while owed >= 1:
-                        sample = buffer.sample(args.batch_size)
-                        if sample.device != args.device:
-                            sample.to(args.device)
-                        self._update(sample, episode)
-                        updates, owed = updates + 1, owed - 1
-                if self._rolls_out and updates and runner.t_env - last_rollout >= args.gate.rollout_interval:
-                    rollout_steps += self._certify()
-                    self.logger.log_stat("rollout_steps", rollout_steps, runner.t_env)
-                    last_rollout = runner.t_env
-                if runner.t_env - last_test >= args.test_interval:
-                    summary = self._test()
-                    last_test = runner.t_env
-                if args.save_model and runner.t_env - last_save >= args.save_model_interval:
-                    self._save()
-                    last_save = runner.t_env
-                if runner.t_env - last_log >= args.log_interval:
-                    self.logger.log_stat("episode", episode, runner.t_env)
-                    self.logger.log_stat("updates", updates, runner.t_env)
-                    progress.row(runner.t_env, updates)
-                    last_log = runner.t_env
-                progress.line(runner.t_env, updates)
-            if runner.t_env > last_test:
-                summary = self._test()
-                progress.row(runner.t_env, updates)
-        except EnvCrash as error:
-            raise RunFailure(
-                f"training stopped at step {runner.t_env}; the model is saved in {self._save()}: {error}"
-            ) from error
+                self._round(progress)
+                between()
+            if runner.t_env > self.counters.last_test:
+                self.counters.summary = self._test()
+                progress.row(runner.t_env, self.counters.updates)
+        except Interrupted:
+            raise
         except KeyboardInterrupt:
             progress.close()
             self.logger.console_logger.info(
-                "Interrupted at step %d; the model is saved in %s", runner.t_env, self._save()
+                "Interrupted at step %d; the model is saved in %s", runner.t_env, self.save()
             )
             raise
+        except EnvCrash as error:
+            raise RunFailure(
+                f"training stopped at step {runner.t_env}; the model is saved in {self.save()}: {error}"
+            ) from error
         finally:
             progress.close()
-        saved = self._save() if args.save_model else None
-        self._report(_run, summary, time.monotonic() - started, runner.t_env - t_start, updates, saved)
-        return summary
+        saved = self.save() if args.save_model else None
+        done = (runner.t_env - t_start, self.counters.updates - updates, time.monotonic() - started)
+        self._report(_run, *done, saved)
+        return self.counters.summary
+
+    def _round(self, progress: Progress) -> None:
+        """Collect some episodes, make the updates that they earn, and test, save and log what is due."""
+        args, runner, counters, buffer = self.args, self.runner, self.counters, self.buffer
+        batch = runner.run(test_mode=False)
+        buffer.insert_episode_batch(batch)
+        counters.episodes += batch.batch_size
+        if buffer.can_sample(args.batch_size):
+            counters.owed += args.updates_per_episode * batch.batch_size
+            while counters.owed >= 1:
+                sample = buffer.sample(args.batch_size)
+                if sample.device != args.device:
+                    sample.to(args.device)
+                self._update(sample)
+                counters.updates, counters.owed = counters.updates + 1, counters.owed - 1
+        t_env = runner.t_env
+        if self._rolls_out and counters.updates and t_env - counters.last_rollout >= args.gate.rollout_interval:
+            counters.rollout_steps += self._certify()
+            self.logger.log_stat("rollout_steps", counters.rollout_steps, t_env)
+            counters.last_rollout = t_env
+        if t_env - counters.last_test >= args.test_interval:
+            counters.summary = self._test()
+            counters.last_test = t_env
+        if args.save_model and t_env - counters.last_save >= args.save_model_interval:
+            try:
+                self.save()
+            except OSError as error:
+                self.logger.console_logger.warning("The model of step %d cannot be saved: %s", t_env, error)
+            counters.last_save = t_env
+        if t_env - counters.last_log >= args.log_interval:
+            self.logger.log_stat("episode", counters.episodes, t_env)
+            self.logger.log_stat("updates", counters.updates, t_env)
+            progress.row(t_env, counters.updates)
+            counters.last_log = t_env
+        progress.line(t_env, counters.updates)
 
     def evaluate(self) -> dict[str, float]:
         """Play `test_nepisode` test episodes and print their statistics."""
@@ -196,11 +275,19 @@ class Experiment:
                 raise UserError(f"save_replay=True: {error}; set save_replay=False") from error
         return summary
 
-    def _update(self, sample: EpisodeBatch, episode: int) -> None:
+    def save(self) -> Path:
+        """Save the model as it is now; returns its folder.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        return models.save(self.learner, self.model_folder, self.runner.t_env, self.args)
+
+    def _update(self, sample: EpisodeBatch) -> None:
         try:
-            self.learner.train(sample, self.runner.t_env, episode)
+            self.learner.train(sample, self.runner.t_env, self.counters.episodes)
         except NonFiniteError as error:
-            path = self._save()
+            path = self.save()
             file = path / "nonfinite_batch.pt"
             torch.save({**sample.data.transition_data, **sample.data.episode_data}, file)
             raise RunFailure(
@@ -234,9 +321,6 @@ class Experiment:
             self.runner.run(test_mode=True)
         return {k: v[-1][1] for k, v in self.logger.stats.items() if k.startswith("test_")}
 
-    def _save(self) -> Path:
-        return checkpoint.save(self.learner, self.model_folder, self.runner.t_env, self.args)
-
     def _announce(self) -> None:
         args, log = self.args, self.logger.console_logger.info
         sizes = f"{args.n_agents} agents, {args.n_actions} actions, observations of {args.obs_shape}"
@@ -252,7 +336,7 @@ class Experiment:
             torch.get_num_threads(),
         )
 
-    def _report(self, _run, summary, seconds: float, steps: int, updates: int, saved: Path | None) -> None:
+    def _report(self, _run, steps: int, updates: int, seconds: float, saved: Path | None) -> None:
         args, results = self.args, Path(self.args.local_results_path)
         env: Any = getattr(self.runner, "env", None)
         if hasattr(env, "game_states") and hasattr(self.learner, "joint_values"):
@@ -270,7 +354,7 @@ class Experiment:
             ("time", time_str(seconds)),
             ("test episodes", f"{args.test_nepisode}"),
         ]
-        rows += [(key.removeprefix("test_"), f"{value:.3f}") for key, value in summary.items()]
+        rows += [(key.removeprefix("test_"), f"{value:.3f}") for key, value in self.counters.summary.items()]
         if _run._id is not None:
             rows.append(("sacred record", f"{results / 'sacred' / str(_run._id)}"))
         if args.use_tensorboard:
@@ -316,12 +400,20 @@ def _good_thread_count(args) -> int:
     return 1 if args.rnn_hidden_dim <= 128 else torch.get_num_threads()
 
 
-def _unique_token(args) -> str:
-    """<name>__<time>, with a number behind it if another run of this second has taken that name."""
-    token = f"{args.name}__{datetime.now():%Y-%m-%d_%H-%M-%S}"
+def _new_folder(args) -> Path:
+    """results/checkpoints/<name>__<time>, made here and so this run's alone: the last part is its token.
+
+    A number stands behind the time if another run of this second has taken the name.
+    """
     results = Path(args.local_results_path)
-    taken = [token, *(f"{token}_{i}" for i in range(2, 1000))]
-    return next(t for t in taken if not any((results / d / t).exists() for d in ("models", "tb_logs")))
+    token = f"{args.name}__{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    for name in (token, *(f"{token}_{i}" for i in range(2, 1000))):
+        if any((results / folder / name).exists() for folder in ("models", "tb_logs")):
+            continue
+        with contextlib.suppress(FileExistsError):
+            (results / "checkpoints" / name).mkdir(parents=True)
+            return results / "checkpoints" / name
+    raise UserError(f"local_results_path={args.local_results_path!r}: no free name like {token} in checkpoints")
 
 
 def _env_title(args) -> str:

@@ -19,11 +19,13 @@ LAYERS = {
     "controllers": {"modules", "components", "utils"},
     "learners": {"objectives", "modules", "components", "utils"},
     "runners": {"components", "envs", "utils"},
+    "keeper": {"utils"},
     "run": {
         "components",
         "config",
         "controllers",
         "envs",
+        "keeper",
         "learners",
         "modules",
         "objectives",

@@ -111,7 +111,7 @@ class EpisodeBatch:
                 raise KeyError(f"{unknown} are not fields of this batch; it has {sorted(self.scheme)}")
             sources = [source for source, (name, _) in self.preprocess.items() if name in item]
             kept = {*item, *sources, "filled"}  # a derived field needs what it is derived from
-            return self._with(
+            return self.over(
                 SimpleNamespace(
                     transition_data={k: v for k, v in self.data.transition_data.items() if k in kept},
                     episode_data={k: v for k, v in self.data.episode_data.items() if k in kept},
@@ -120,12 +120,11 @@ class EpisodeBatch:
             )
         bs, ts = item if isinstance(item, tuple) else (item, slice(None))
         bs, ts = _as_index(bs), _as_index(ts)
-        return self._with(
+        return self.over(
             SimpleNamespace(
                 transition_data={k: v[bs][:, ts] for k, v in self.data.transition_data.items()},
                 episode_data={k: v[bs] for k, v in self.data.episode_data.items()},
-            ),
-            self.preprocess,
+            )
         )
 
     def to(self, device) -> None:
@@ -150,8 +149,9 @@ class EpisodeBatch:
             value = value * filled.reshape(*filled.shape[:2], *(1,) * (value.dim() - 2)).to(value.dtype)
         return value
 
-    def _with(self, data: SimpleNamespace, preprocess: dict) -> "EpisodeBatch":
+    def over(self, data: SimpleNamespace, preprocess: dict | None = None) -> "EpisodeBatch":
         """A batch of the same scheme over other tensors."""
+        preprocess = self.preprocess if preprocess is None else preprocess
         filled = data.transition_data["filled"]
         scheme = {k: v for k, v in self.scheme.items() if k in data.transition_data or k in data.episode_data}
         return EpisodeBatch(scheme, self.groups, filled.shape[0], filled.shape[1], data, preprocess, device=self.device)
@@ -182,8 +182,7 @@ class ReplayBuffer(EpisodeBatch):
             )
         super().__init__(scheme, groups, buffer_size, max_seq_length, preprocess=preprocess, device=device)
         self.buffer_size = buffer_size
-        self.buffer_index = 0
-        self.episodes_in_buffer = 0
+        self.inserted = 0  # episodes so far; the next one comes to this number modulo the ring's size
         self._lengths = np.zeros(buffer_size, dtype=np.int64)  # filled steps of each episode, kept on the host
 
     def insert_episode_batch(self, ep_batch: EpisodeBatch) -> None:
@@ -209,9 +208,35 @@ class ReplayBuffer(EpisodeBatch):
             for key, mine in self.data.episode_data.items():
                 mine[place] = ep_batch.data.episode_data[key][rows].to(self.device)
             self._lengths[place] = lengths[rows]
-            self.buffer_index = (self.buffer_index + count) % self.buffer_size
-            self.episodes_in_buffer = min(self.episodes_in_buffer + count, self.buffer_size)
+            self.inserted += count
             start += count
+
+    @property
+    def buffer_index(self) -> int:
+        return self.inserted % self.buffer_size
+
+    @property
+    def episodes_in_buffer(self) -> int:
+        return min(self.inserted, self.buffer_size)
+
+    def episodes(self, first: int, end: int) -> dict[str, torch.Tensor]:
+        """The stored fields of the episodes that came as number `first` to `end` - 1, cut after the longest."""
+        rows = np.arange(first, end) % self.buffer_size
+        longest = int(self._lengths[rows].max())
+        found = {key: value[:, :longest][rows] for key, value in self.data.transition_data.items()}
+        return found | {key: value[rows] for key, value in self.data.episode_data.items()}
+
+    def put(self, fields: Mapping[str, torch.Tensor], first: int) -> None:
+        """Store again what `episodes` returned; number `first` is the first of them."""
+        count, longest = fields["filled"].shape[:2]
+        rows = np.arange(first, first + count) % self.buffer_size
+        for key, mine in self.data.transition_data.items():
+            mine[rows, :longest] = fields[key].to(self.device)
+            mine[rows, longest:] = 0
+        for key, mine in self.data.episode_data.items():
+            mine[rows] = fields[key].to(self.device)
+        self._lengths[rows] = fields["filled"].sum(dim=(1, 2)).numpy()
+        self.inserted = first + count
 
     def can_sample(self, batch_size: int) -> bool:
         return self.episodes_in_buffer >= batch_size
@@ -224,14 +249,13 @@ class ReplayBuffer(EpisodeBatch):
         longest = int(self._lengths[rows].max())
         index = torch.as_tensor(rows, device=self.device)
         # Cut first, so that the gather copies no padding.
-        return self._with(
+        return self.over(
             SimpleNamespace(
                 transition_data={
                     k: v[:, :longest].index_select(0, index) for k, v in self.data.transition_data.items()
                 },
                 episode_data={k: v.index_select(0, index) for k, v in self.data.episode_data.items()},
-            ),
-            self.preprocess,
+            )
         )
 
 

@@ -83,6 +83,10 @@ class Run(Section):
     save_model_interval: Count
     checkpoint_path: str
     load_step: Natural
+    resume: str
+    checkpoint_interval: NonNegative
+    keep_checkpoints: Count
+    max_hours: Positive | None
     evaluate: bool
     save_replay: bool
     buffer_size: Count

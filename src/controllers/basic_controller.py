@@ -124,7 +124,7 @@ class BasicMAC:
             inputs.append(onehot)
         if self.args.obs_agent_id:
             inputs.append(torch.eye(self.n_agents, device=batch.device).expand(bs, -1, -1))
-        return torch.cat([x.reshape(bs * self.n_agents, -1) for x in inputs], dim=1)
+        return torch.cat(inputs, dim=-1).flatten(0, 1)
 
     def _build_sequence_inputs(self, batch) -> torch.Tensor:
         """`_build_inputs` for all steps at once: (T, B, N, I)."""

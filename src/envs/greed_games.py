@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -328,6 +328,13 @@ class GreedGameVectorEnv(VectorEnv):
             info=info,
             individual_reward=shares if self.individual_reward else None,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"choosing": self._choosing, "hidden": self._hidden, "random": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._choosing, self._hidden = state["choosing"], state["hidden"]
+        self._generator.set_state(state["random"])
 
     def _pay(self, actions: torch.Tensor, joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The team's reward (E,) and each agent's share (E, N)."""

@@ -6,6 +6,7 @@ Legend: E environments, N agents, A actions, O observation size, S state size, K
 import math
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 
@@ -133,6 +134,12 @@ class MatrixGameVectorEnv(VectorEnv):
             final=final,
             info={"episode_limit": truncated.float()},
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"where": self._where, "elapsed": self._elapsed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._where, self._elapsed = state["where"], state["elapsed"]
 
     def game_states(self) -> list[GameState]:
         """The states of the game, the first one first; payoffs on the CPU."""

@@ -10,7 +10,7 @@ import sys
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Compiled steps are kept between runs, and JAX leaves the GPU's memory to torch; both must be said before the import.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "greed_is_good" / "jax"))
@@ -221,6 +221,18 @@ class SmaxVectorEnv(VectorEnv):
             info={key: self._tensor(value).float() for key, value in done_info.items()},
         )
 
+    def state_dict(self) -> dict[str, Any] | None:
+        if self._env_state is None:
+            return {"keys": _plain(self._keys), "battles": None}
+        return {"keys": _plain(self._keys), "battles": [_plain(leaf) for leaf in jax.tree.leaves(self._env_state)]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._keys = _array(state["keys"])
+        self._env_state = None
+        if state["battles"] is not None:
+            fresh, _ = self._battle.reset(self._keys)  # for its structure
+            self._env_state = jax.tree.unflatten(jax.tree.structure(fresh), [_array(x) for x in state["battles"]])
+
     def _observation(self, view: _View) -> Observation:
         return Observation(*(self._tensor(part) for part in view))
 
@@ -228,3 +240,17 @@ class SmaxVectorEnv(VectorEnv):
         if self._on_gpu:
             return torch.from_dlpack(array)
         return torch.tensor(np.asarray(array), device=self.device)
+
+
+def _plain(array: jax.Array) -> dict[str, Any]:
+    """An array as bytes, because torch has not all of JAX's types."""
+    values = np.asarray(array)
+    return {
+        "bytes": torch.from_numpy(np.frombuffer(values.tobytes(), np.uint8).copy()),
+        "dtype": values.dtype.name,
+        "shape": list(values.shape),
+    }
+
+
+def _array(plain: dict[str, Any]) -> jax.Array:
+    return jnp.asarray(np.frombuffer(plain["bytes"].numpy().tobytes(), plain["dtype"]).reshape(plain["shape"]))

@@ -77,6 +77,14 @@ class VectorEnv(ABC):
     def save_replay(self):
         raise NotImplementedError(f"{type(self).__name__} cannot save replays")
 
+    def state_dict(self) -> dict[str, Any] | None:
+        """Where every environment is and what its random numbers are, as plain data; None if that cannot be saved."""
+        return None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there, to the last bit as if nothing had been between."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be restored")
+
     def get_env_info(self) -> dict:
         """The sizes that the networks and buffers are built from."""
         return {
@@ -197,6 +205,17 @@ class SingleEnv(MultiAgentEnv):
             info["individual_reward"] = step.individual_reward[0].tolist()
         return float(step.reward[0]), done, info
 
+    def state_dict(self) -> dict[str, Any] | None:
+        """As of a `VectorEnv`."""
+        env = self.vector_env.state_dict()
+        return None if env is None else {"env": env, "fresh": _as_dict(self._fresh), "seen": _as_dict(self._seen)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.vector_env.load_state_dict(state["env"])
+        self._fresh, self._seen = (
+            None if now is None else Observation(**now) for now in (state["fresh"], state["seen"])
+        )
+
     def get_obs(self) -> list[np.ndarray]:
         return list(self._now().obs[0].cpu().numpy())
 
@@ -228,3 +247,7 @@ class SingleEnv(MultiAgentEnv):
         if self._seen is None:
             raise RuntimeError("call reset() before asking the environment for observations")
         return self._seen
+
+
+def _as_dict(seen: Observation | None) -> dict[str, torch.Tensor] | None:
+    return None if seen is None else {"obs": seen.obs, "state": seen.state, "avail": seen.avail}

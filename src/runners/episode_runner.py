@@ -1,13 +1,17 @@
 """One environment, one episode at a time (PyMARL's EpisodeRunner)."""
 
+from typing import Any
+
 import torch
 
 from components.episode_buffer import EpisodeBatch
 from envs import REGISTRY as env_REGISTRY
 from envs.multiagentenv import RESTART_SEED, EnvCrash, MultiAgentEnv
+from envs.vector_env import SingleEnv
 from runners.statistics import EpisodeStatistics
 from utils.registry import resolve
 from utils.seeding import RandomStream
+from utils.state import restore, state_of
 
 
 class EpisodeRunner:
@@ -34,6 +38,26 @@ class EpisodeRunner:
             scheme, groups, 1, self.episode_limit + 1, preprocess=preprocess, device=self.args.device
         )
         self.mac = mac
+
+    def state_dict(self) -> dict[str, Any]:
+        """Between two episodes there is little: whoever cannot save its environment begins another."""
+        return {
+            "t_env": self.t_env,
+            "crashes": self.crashes,
+            "log_train_stats_t": self.log_train_stats_t,
+            "statistics": state_of([self.train_statistics, self.test_statistics]),
+            "test_random": self.test_random.state_dict(),
+            "env": self.env.state_dict() if isinstance(self.env, SingleEnv) else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.t_env = state["t_env"]
+        self.crashes = state["crashes"]
+        self.log_train_stats_t = state["log_train_stats_t"]
+        restore([self.train_statistics, self.test_statistics], state["statistics"])
+        self.test_random.load_state_dict(state["test_random"])
+        if state["env"] is not None and isinstance(self.env, SingleEnv):
+            self.env.load_state_dict(state["env"])
 
     def get_env_info(self) -> dict:
         return self.env.get_env_info()

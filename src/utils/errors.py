@@ -13,3 +13,15 @@ class RunFailure(Exception):
 
     The message says what happened, what was saved and where.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop, and has written a checkpoint from which it can go on.
+
+    Args:
+        code: the exit code, 75 (EX_TEMPFAIL: try again) or 130 for Ctrl-C.
+    """
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code

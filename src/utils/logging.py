@@ -1,5 +1,6 @@
 """Statistics of a run: to the screen, to sacred's metrics, to TensorBoard."""
 
+import contextlib
 import logging
 import math
 import sys
@@ -26,14 +27,15 @@ class Logger:
     def __init__(self, console_logger: logging.Logger):
         self.console_logger = console_logger
         self.stats: dict[str, list[tuple[int, float]]] = {}
+        self._unrecorded: set[str] = set()  # names that are not for sacred
         self._log_scalar: Callable | None = None
         self._writer = None
 
-    def setup_tb(self, directory_name: str) -> None:
-        """Also write TensorBoard scalars to this folder."""
+    def setup_tb(self, directory_name: str, resumed_at: int | None = None) -> None:
+        """Also write TensorBoard scalars to this folder; what is there of steps behind `resumed_at` comes again."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(directory_name)
+        self._writer = SummaryWriter(directory_name, purge_step=None if resumed_at is None else resumed_at + 1)
 
     def setup_sacred(self, sacred_run) -> None:
         """Also write sacred metrics."""
@@ -43,9 +45,20 @@ class Logger:
         value = float(value)  # numpy and torch scalars would be stored as pickled objects
         self.stats.setdefault(key, []).append((t, value))
         if self._writer is not None:
-            self._writer.add_scalar(key, value, t)
-        if self._log_scalar is not None and to_sacred:
+            try:
+                self._writer.add_scalar(key, value, t)
+            except OSError as error:  # raised from then on: its thread has ended
+                self.console_logger.warning("TensorBoard's file cannot be written (%s) and ends here", error)
+                self._writer = None
+        if not to_sacred:
+            self._unrecorded.add(key)
+        elif self._log_scalar is not None:
             self._log_scalar(key, value, t)
+
+    @property
+    def recorded(self) -> dict[str, list[tuple[int, float]]]:
+        """What sacred was told so far."""
+        return {key: points for key, points in self.stats.items() if key not in self._unrecorded}
 
     def latest(self, key: str) -> float | None:
         """The last value of a statistic, None if it was never logged."""
@@ -61,7 +74,8 @@ class Logger:
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._writer.close()
 
 
 class Progress:
@@ -69,12 +83,12 @@ class Progress:
 
     HEADER_EVERY = 20  # rows
 
-    def __init__(self, logger: Logger, t_start: int, t_max: int):
+    def __init__(self, logger: Logger, t_start: int, t_max: int, updates: int = 0):
         self.logger = logger
         self.t_start = t_start
         self.t_max = t_max
         self.started = self._row_time = self._line_time = time.monotonic()
-        self._row_t, self._row_updates, self._rows = t_start, 0, 0
+        self._row_t, self._row_updates, self._rows = t_start, updates, 0
         self._terminal = sys.__stdout__ if sys.__stdout__ is not None and sys.__stdout__.isatty() else None
 
     def row(self, t: int, updates: int) -> None:

@@ -1,6 +1,7 @@
 """Seeds of the libraries' random numbers."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,28 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  the replay samples by numpy's global state, as PyMARL's plug-ins do
     torch.manual_seed(seed)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of the libraries' random numbers, as plain data."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Go on with the random numbers that `random_states` has noted."""
+    version, keys, gauss_next = states["python"]
+    random.setstate((version, tuple(keys), gauss_next))
+    kind, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 class RandomStream:
@@ -33,6 +56,12 @@ class RandomStream:
     def __exit__(self, *error) -> None:
         self._own = self._states()
         self._set(self._others)
+
+    def state_dict(self) -> dict[str, torch.Tensor | None]:
+        return dict(zip(("cpu", "cuda"), self._own, strict=True))
+
+    def load_state_dict(self, state: dict[str, torch.Tensor | None]) -> None:
+        self._own = (state["cpu"], state["cuda"])
 
     def _states(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         return torch.get_rng_state(), torch.cuda.get_rng_state() if self.cuda else None

@@ -156,7 +156,7 @@ def test_the_picture_is_drawn(trained):
 
 def test_what_is_switched_off_is_not_written(tmp_path):
     assert run_main(*GAME, "t_max=50", "plot=False", f"local_results_path={tmp_path}") == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"sacred"}
+    assert {path.name for path in tmp_path.iterdir()} == {"sacred", "checkpoints"}
 
 
 # Sacred's own options
@@ -421,6 +421,7 @@ def test_control_c(tmp_path):
     assert err == ""
     (model,) = (tmp_path / "models").glob("*/*")
     assert {"agent.th", "mixer.th", "opt.th"} <= {path.name for path in model.iterdir()}
+    assert re.search(r"Stopped at step \d+ \(SIGINT\); .*resume=", out)
     assert str(model) in out
     assert read_run(tmp_path)["status"] == "INTERRUPTED"
 

@@ -1,0 +1,194 @@
+"""Drills: what a run survives, shown by doing it.
+
+  python benchmarks/drill.py kills --count 200
+
+`kills` trains a run without pause, and the same run again while it is killed (SIGKILL) at random moments and resumed,
+and compares the two to the last bit: every tensor of every saved model, every metric that was recorded. The kills take
+turns between training, evaluation and the writing of a checkpoint. Writes results/published/drill_kills.json.
+"""
+
+import argparse
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sweep import PUBLISHED, ROOT, machine
+
+sys.path.insert(0, str(ROOT / "src"))
+
+STARTING, TRAINING, EVALUATION, WRITING = range(4)  # what a run is doing
+PHASES = {TRAINING: "training", EVALUATION: "evaluation", WRITING: "writing a checkpoint"}
+PATIENCE = 600.0  # seconds that a run may take to reach a phase
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["kills"])
+    parser.add_argument("--count", type=int, default=200, help="kills in all")
+    parser.add_argument("--config", default="greedy_qmix")
+    parser.add_argument("--env-config", default="greed_games")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--with", dest="settings", nargs="*", default=["t_max=6000"], help="key=value of the run")
+    args = parser.parse_args()
+    report = kills(args.config, args.env_config, args.settings, args.count, args.seed)
+    PUBLISHED.mkdir(parents=True, exist_ok=True)
+    report = {"settings": vars(args), "machine": machine(), **report}
+    (PUBLISHED / "drill_kills.json").write_text(json.dumps(report, indent=1) + "\n")
+    for key in ("kills", "runs", "resumptions", "differences"):
+        print(f"{key:<14}{report[key]}")
+
+
+def kills(config: str, env_config: str, settings: Sequence[str], count: int, seed: int) -> dict[str, Any]:
+    """Kill a run so often, resuming it each time, and compare it with one that nothing disturbed."""
+    from run import run  # noqa: F401  before the fork, so that every start is quick
+
+    choose = random.Random(seed)
+    common = [f"--config={config}", f"--env-config={env_config}", "with", "save_model=True", "plot=False", *settings]
+    common += ["checkpoint_interval=0.05", "use_cuda=False"]
+    struck: Counter = Counter()
+    differences: list[str] = []
+    runs = resumptions = 0
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "plain"
+        code = Child([*common, f"local_results_path={plain}"], plain).wait()
+        assert code == 0, f"the undisturbed run failed with exit code {code}: {(plain / 'output').read_text()[-2000:]}"
+        while struck.total() < count:
+            killed = Path(folder) / f"killed_{runs}"
+            while True:
+                child = Child([*common, f"local_results_path={killed}", "resume=auto"], killed)
+                wanted = choose.choice(list(PHASES)) if struck.total() < count else None
+                hit = child.kill_in(wanted, choose) if wanted is not None else None
+                if hit is not None:
+                    struck[PHASES[hit]] += 1
+                    resumptions += 1
+                    continue
+                code = child.wait()
+                assert code == 0, f"a resumed run failed, exit code {code}: {(killed / 'output').read_text()[-3000:]}"
+                break
+            runs += 1
+            differences += [f"run {runs}: {text}" for text in compare(plain, killed)]
+            shutil.rmtree(killed)
+            print(f"{struck.total()} kills, {runs} runs, differences: {len(differences)}", flush=True)
+    return {"kills": dict(struck), "runs": runs, "resumptions": resumptions, "differences": differences}
+
+
+class Child:
+    """`main.py` in a process forked from this one, which says in shared memory what it is doing."""
+
+    def __init__(self, argv: list[str], folder: Path):
+        self.phase = mmap.mmap(-1, 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 70
+            try:
+                with (folder / "output").open("a", buffering=1) as output:
+                    sys.stdout = sys.stderr = sys.__stdout__ = output
+                    code = self._train(argv)
+            finally:
+                os._exit(code)
+
+    def _train(self, argv: list[str]) -> int:
+        import run
+        from main import main as command
+        from utils.checkpoints import Checkpoints
+
+        def marked(function, phase: int):
+            def wrapper(*args, **kwargs):
+                before, self.phase[0] = self.phase[0], phase
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    self.phase[0] = before
+
+            return wrapper
+
+        run.Experiment.train = marked(run.Experiment.train, TRAINING)
+        run.Experiment._test = marked(run.Experiment._test, EVALUATION)
+        Checkpoints.write = marked(Checkpoints.write, WRITING)
+        try:
+            return command(["main.py", *argv])
+        except SystemExit as error:
+            return int(error.code or 0)
+
+    def kill_in(self, phase: int, choose: random.Random) -> int | None:
+        """Kill it in this phase, some time after its start; returns the phase, or None if it was done before."""
+        end = time.monotonic() + PATIENCE
+        while self.phase[0] == STARTING and self._lives():
+            assert time.monotonic() < end, "the run does not start"
+            time.sleep(0.001)
+        time.sleep(choose.uniform(0.0, 0.6))
+        while self.phase[0] != phase and self._lives():
+            assert time.monotonic() < end, f"the run does not come to {PHASES[phase]}"
+            time.sleep(0.0002)
+        time.sleep(choose.uniform(0.0, 0.003))
+        if not self._lives():
+            return None
+        os.kill(self.pid, signal.SIGKILL)
+        hit = self.phase[0]
+        self.code = os.waitpid(self.pid, 0)[1]
+        return hit if hit in PHASES else phase
+
+    def wait(self) -> int:
+        """Its exit code."""
+        if not hasattr(self, "code"):
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.code
+
+    def _lives(self) -> bool:
+        if not hasattr(self, "code"):
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return not hasattr(self, "code")
+
+
+def compare(one: Path, other: Path) -> list[str]:
+    """Where the models and the metrics of two runs differ."""
+    import torch
+
+    found = []
+    first, second = (sorted(next((folder / "models").iterdir()).rglob("*.*")) for folder in (one, other))
+    if [file.name for file in first] != [file.name for file in second]:
+        found.append(f"files {[f.name for f in first]} and {[f.name for f in second]}")
+    for a, b in zip(first, second, strict=False):
+        if a.suffix == ".th":
+            left, right = (torch.load(file, weights_only=True) for file in (a, b))
+            found += [f"{a.parent.name}/{a.name}{where}" for where in unequal(left, right)]
+        elif a.read_bytes() != b.read_bytes():
+            found.append(a.name)
+    left, right = (json.loads((folder / "sacred/1/metrics.json").read_text()) for folder in (one, other))
+    for name in sorted(left.keys() | right.keys()):
+        for key in ("steps", "values"):
+            if left.get(name, {}).get(key) != right.get(name, {}).get(key):
+                found.append(f"metric {name} {key}")
+    records = [folder.name for folder in (other / "sacred").iterdir() if folder.name.isdigit()]
+    return found + ([f"sacred records {records}"] if records != ["1"] else [])
+
+
+def unequal(a: Any, b: Any, where: str = "") -> list[str]:
+    """The places where two nested values are not the same to the last bit."""
+    import torch
+
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [where]
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = a.keys() | b.keys()
+        return [place for key in keys for place in unequal(a.get(key), b.get(key), f"{where}[{key!r}]")]
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return [place for i, (x, y) in enumerate(zip(a, b, strict=True)) for place in unequal(x, y, f"{where}[{i}]")]
+    return [] if a == b else [where]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""sacred's record of a run in a folder, which a resumed run continues and a full disk does not break."""
+
+import contextlib
+import json
+import logging
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sacred.observers import FileStorageObserver
+from sacred.serializer import flatten
+
+
+class RunFolder(FileStorageObserver):
+    """The record results/sacred/<id>.
+
+    sacred drops an observer that fails once. Here what cannot be written is said once, kept, and written later.
+
+    Args:
+        continue_id: the run that goes on; None for a new one.
+    """
+
+    def __init__(self, basedir: Path, log: logging.Logger, continue_id: str | None = None):
+        super().__init__(str(basedir))
+        self.continue_id = continue_id
+        self.log = log
+        self.metrics: dict[str, dict[str, list]] = {}
+        self._failing = False
+
+    def started_event(self, ex_info, command, host_info, start_time, config, meta_info, _id):
+        if self.continue_id is None or not (Path(self.basedir) / self.continue_id).is_dir():
+            return super().started_event(ex_info, command, host_info, start_time, config, meta_info, _id)
+        self.dir = str(Path(self.basedir) / self.continue_id)
+        before = self._read("run.json")
+        ex_info["sources"] = self.save_sources(ex_info)
+        self.run_entry = {
+            "experiment": dict(ex_info),
+            "command": command,
+            "host": dict(host_info),
+            "start_time": before.get("start_time", start_time.isoformat()),
+            "resumed": [*before.get("resumed", []), start_time.isoformat()],
+            "meta": meta_info,
+            "status": "RUNNING",
+            "resources": before.get("resources", []),
+            "artifacts": before.get("artifacts", []),
+            "heartbeat": None,
+        }
+        self.config, self.info = config, {}
+        self.cout, self.cout_write_cursor = "", 0
+        self.save_json(self.run_entry, "run.json")
+        self.save_json(self.config, "config.json")
+        return self.continue_id
+
+    def rewind(self, stats: dict[str, list[tuple[int, float]]]) -> None:
+        """Let the metrics be these, (step, value) by name: what was logged behind the checkpoint comes again."""
+        before, now = self._read("metrics.json"), datetime.now(UTC).replace(tzinfo=None).isoformat()
+        self.metrics = {}
+        for name, points in stats.items():
+            known = before.get(name, {}).get("timestamps", [])[: len(points)]
+            self.metrics[name] = {
+                "steps": [step for step, _ in points],
+                "values": [value for _, value in points],
+                "timestamps": known + [now] * (len(points) - len(known)),
+            }
+        self.save_json(self.metrics, "metrics.json")
+
+    def log_metrics(self, metrics_by_name, info) -> None:
+        for name, new in metrics_by_name.items():
+            mine = self.metrics.setdefault(name, {"steps": [], "values": [], "timestamps": []})
+            mine["steps"] += new["steps"]
+            mine["values"] += new["values"]
+            mine["timestamps"] += [stamp.isoformat() for stamp in new["timestamps"]]
+        self.save_json(self.metrics, "metrics.json")
+
+    def save_json(self, obj, filename) -> None:
+        """Write a file so that its name always stands for a whole one."""
+        path = Path(self.dir) / filename
+        beside = path.with_name(path.name + ".part")
+        with self._forgiving(filename):
+            try:
+                with beside.open("w") as file:
+                    json.dump(flatten(obj), file, sort_keys=True, indent=2)
+                os.replace(beside, path)
+            except OSError:
+                beside.unlink(missing_ok=True)
+                raise
+
+    def save_cout(self) -> None:
+        with self._forgiving("cout.txt"):
+            super().save_cout()
+
+    @contextlib.contextmanager
+    def _forgiving(self, filename: str):
+        try:
+            yield
+        except OSError as error:
+            if not self._failing:
+                self.log.warning("%s cannot be written (%s); it is tried again every 10 seconds", filename, error)
+            self._failing = True
+        else:
+            self._failing = False
+
+    def _read(self, filename: str) -> dict:
+        try:
+            return json.loads((Path(self.dir) / filename).read_text())
+        except (OSError, ValueError):
+            return {}
