@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from components.episode_buffer import EpisodeBatch, ReplayBuffer, episode_bytes
+from components.pace import Pace
 from components.transforms import OneHot
 from config.schema import extend, freeze
 from controllers import REGISTRY as mac_REGISTRY
@@ -146,7 +147,9 @@ class Experiment:
                     "agent; set heads.reward_independent=team (greed_games needs env_args.rewards=individual)"
                 )
             self.scheme["individual_reward"] = {"vshape": (args.n_agents,)}
-        if _block_says(args, "behaviour", "source", "stored"):
+        learner_class = resolve("learner", args.learner, learner_REGISTRY)
+        # Learners that were written for PyMARL do not say what they read.
+        if _block_says(args, "behaviour", "source", "stored") or getattr(learner_class, "reads_behaviour", False):
             self.scheme["behaviour"] = {"vshape": (args.n_actions,), "group": "agents"}
         self.groups = {"agents": args.n_agents}
         self.preprocess = {"actions": ("actions_onehot", [OneHot(args.n_actions)])}
@@ -157,7 +160,7 @@ class Experiment:
             self.buffer = ReplayBuffer(self.scheme, self.groups, args.buffer_size, steps, self.preprocess, where)
         full_scheme = EpisodeBatch(self.scheme, self.groups, 1, 1, preprocess=self.preprocess).scheme
         self.mac = resolve("mac", args.mac, mac_REGISTRY)(full_scheme, self.groups, args)
-        self.learner = resolve("learner", args.learner, learner_REGISTRY)(self.mac, full_scheme, logger, args)
+        self.learner = learner_class(self.mac, full_scheme, logger, args)
         if args.device != "cpu":
             self.learner.cuda()
         self.counters = Counters()
@@ -229,10 +232,11 @@ class Experiment:
         """Collect some episodes, make the updates that they earn, and test, save and log what is due."""
         args, runner, counters, buffer = self.args, self.runner, self.counters, self.buffer
         batch = runner.run(test_mode=False)
-        buffer.insert_episode_batch(batch)
-        counters.episodes += batch.batch_size
-        if buffer.can_sample(args.batch_size):
-            counters.owed += args.updates_per_episode * batch.batch_size
+        pace = Pace(args.batch_size, args.buffer_size, args.updates_per_episode)
+        for part in pace.portions(batch, counters.episodes):
+            buffer.insert_episode_batch(part)
+            counters.episodes += part.batch_size
+            counters.owed += pace.earned(part.batch_size, counters.episodes)
             while counters.owed >= 1:
                 sample = buffer.sample(args.batch_size)
                 if sample.device != args.device:

@@ -126,6 +126,8 @@ class Run(Section):
     adv_hypernet_embed: Count
     quantiles: Count
     critic: Name | None
+    critic_hidden_dim: Count
+    critic_train_reps: Count
     entropy_coef: NonNegative
     gumbel_temperature: Positive
     logit_coef: NonNegative
@@ -219,6 +221,13 @@ class Regulariser(Section):
     l_max: Positive
 
 
+class PPO(Section):
+    epochs: Count
+    clip: Annotated[float, Field(gt=0, lt=1)]
+    value_clip: Positive | None
+    normalise_values: bool
+
+
 class Smax(Section):
     map_name: Filled
     seed: Seed | None
@@ -308,7 +317,7 @@ METHOD_BLOCKS: dict[str, type[Section]] = {
     "munchausen": Munchausen,
     "behaviour": Behaviour,
 }
-BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting, "regulariser": Regulariser}
+BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting, "ppo": PPO, "regulariser": Regulariser}
 # The blocks that each learner of this project reads; plug-ins may have any.
 LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "q_learner": (),
@@ -318,6 +327,8 @@ LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "maddpg_learner": (),
     "behaviour_regularised_learner": ("regulariser", "behaviour"),
     "greedy_maddpg_learner": ("conservative", "gate", "munchausen", "behaviour"),
+    "ppo_learner": ("ppo",),
+    "coma_learner": (),
     "greedy_q_learner": tuple(METHOD_BLOCKS),
     "greedy_quantile_q_learner": tuple(METHOD_BLOCKS),
     "qtran_learner": (),
@@ -330,9 +341,15 @@ LEARNERS_OF_MIXER: dict[str, tuple[str, ...]] = {
     "dmaq": ("q_learner", "weighted_q_learner"),
 }
 GREEDY_ACTOR_CRITICS = ("greedy_lica_learner", "greedy_maddpg_learner")
-# Their critics read actions.
 SAMPLED_ACTOR_CRITICS = ("maddpg_learner", "greedy_maddpg_learner", "behaviour_regularised_learner")
-ACTOR_CRITICS = ("lica_learner", "greedy_lica_learner", *SAMPLED_ACTOR_CRITICS)
+# The actor-critics, and the critics of this project that each of them can ask.
+CRITICS_OF_LEARNER: dict[str, tuple[str, ...]] = {
+    "lica_learner": ("lica",),
+    "greedy_lica_learner": ("lica",),
+    "ppo_learner": ("value", "central_value"),
+    "coma_learner": ("coma",),
+    **dict.fromkeys(SAMPLED_ACTOR_CRITICS, ("maddpg", "lica")),  # a critic of probabilities can be asked at actions
+}
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
     "matrix_games": MatrixGames,
@@ -665,7 +682,7 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     if config["logit_coef"] > 0 and config["learner"] in set(LEARNER_BLOCKS) - set(SAMPLED_ACTOR_CRITICS):
         message = "this learner does not hold logits small; set logit_coef=0, or learner=maddpg_learner"
         yield message, "learner", "logit_coef"
-    if config["learner"] in ACTOR_CRITICS:
+    if config["learner"] in CRITICS_OF_LEARNER:
         yield from _actor_critic_conflicts(config)
     elif config["learner"] in LEARNER_BLOCKS:
         if config["critic"] is not None:
@@ -679,17 +696,18 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Settings of Q learners that actors and their critic cannot have: why, and the keys."""
-    if config["critic"] is None:
-        choice = "maddpg" if config["learner"] in SAMPLED_ACTOR_CRITICS else "lica"
-        yield f"the actors ascend a critic; set critic={choice}", "learner", "critic"
+    fitting = CRITICS_OF_LEARNER[config["learner"]]
+    known = {None, *(critic for critics in CRITICS_OF_LEARNER.values() for critic in critics)}
+    if config["critic"] in known - {*fitting}:
+        yield f"its actors learn from another critic; set critic={' or '.join(fitting)}", "learner", "critic"
     if config["agent_output_type"] != "pi_logits":
-        message = "its critic reads probabilities; set agent_output_type=pi_logits"
+        message = "its actors have policies; set agent_output_type=pi_logits"
         yield message, "learner", "agent_output_type"
     if config["action_selector"] == "epsilon_greedy":
         message = "actors draw from their policies, not the likeliest action; set action_selector=multinomial"
         yield message, "learner", "action_selector"
     if config["mixer"] is not None:
-        yield "its critic mixes the agents' policies itself; set mixer=null", "learner", "mixer"
+        yield "actors have no values to mix; set mixer=null", "learner", "mixer"
     if config["mac"] in ("gated_mac", "quantile_mac"):
         yield "that controller's networks give values, no policies; set mac=basic_mac", "learner", "mac"
     if config["learner"] in GREEDY_ACTOR_CRITICS:

@@ -1,11 +1,13 @@
 """Learners: from a batch of episodes to one gradient step."""
 
 from learners.behaviour_regularised_learner import BehaviourRegularisedLearner
+from learners.coma_learner import COMALearner
 from learners.greedy_lica_learner import GreedyLICALearner
 from learners.greedy_maddpg_learner import GreedyMADDPGLearner
 from learners.greedy_q_learner import GreedyQLearner
 from learners.lica_learner import LICALearner
 from learners.maddpg_learner import MADDPGLearner
+from learners.ppo_learner import PPOLearner
 from learners.q_learner import QLearner
 from learners.qtran_learner import QTranLearner
 from learners.quantile_q_learner import GreedyQuantileQLearner, QuantileQLearner
@@ -21,6 +23,8 @@ REGISTRY = {
     "maddpg_learner": MADDPGLearner,
     "behaviour_regularised_learner": BehaviourRegularisedLearner,
     "greedy_maddpg_learner": GreedyMADDPGLearner,
+    "ppo_learner": PPOLearner,
+    "coma_learner": COMALearner,
     "qtran_learner": QTranLearner,
     "weighted_q_learner": WeightedQLearner,
 }

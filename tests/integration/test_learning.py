@@ -149,6 +149,15 @@ def test_actors_that_learn_from_a_replay_solve_the_monotone_game(alg):
     assert greedy_return(experiment) == 12
 
 
+@pytest.mark.parametrize("alg", ["ippo", "mappo", "coma"])
+def test_policy_gradients_solve_the_monotone_game(alg):
+    options = {"lr": 0.0025, "critic_lr": 0.0025, "epsilon_anneal_time": 1000, "critic_train_reps": 2}
+    experiment = train(alg, {"game": "monotone"}, t_max=2000, **options)
+    assert greedy_return(experiment) == 12
+    batch = experiment.runner.play(1)
+    assert (experiment.mac.unroll(batch, test_mode=True)[0, 0].max(dim=-1).values > 0.9).all()
+
+
 def test_vdn_fits_the_non_monotone_game_by_its_main_effects():
     experiment = fit_uniform_data("vdn", "nonmonotone", updates=1500)
     low, middle, high = -56 / 9, -44 / 9, -32 / 9  # mean -40/9; row and column effects -8/9, 4/9, 4/9

@@ -24,7 +24,7 @@ from controllers import BasicMAC
 from objectives.gumbel import gumbel_like
 from utils.networks import NonFiniteError
 
-SETTINGS = {"gamma": GAMMA, "logit_coef": 0.25, "standardise_rewards": False}
+SETTINGS = {"gamma": GAMMA, "logit_coef": 0.25, "standardise_rewards": False, "critic_hidden_dim": 6}
 
 
 def maddpg_args(**changes):

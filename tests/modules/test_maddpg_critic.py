@@ -13,7 +13,7 @@ B, T, N, A, S, H = 2, 3, 3, 4, 5, 6
 
 def make_critic(**sizes):
     torch.manual_seed(0)
-    given = {"n_agents": N, "n_actions": A, "state_shape": S, "mixing_embed_dim": H, **sizes}
+    given = {"n_agents": N, "n_actions": A, "state_shape": S, "critic_hidden_dim": H, **sizes}
     return MADDPGCritic({}, SimpleNamespace(**given))
 
 
@@ -61,7 +61,7 @@ def test_the_critic_equals_its_formula_in_nested_loops():
 @pytest.mark.usefixtures("double")
 def test_by_hand():
     """One agent of two actions and one state s: h1 = ReLU(s + (2, -1) . a), h2 = ReLU(3 h1 - 1), Q = 2 h2 + .5."""
-    critic = make_critic(n_agents=1, n_actions=2, state_shape=1, mixing_embed_dim=1)
+    critic = make_critic(n_agents=1, n_actions=2, state_shape=1, critic_hidden_dim=1)
     given = {critic.fc1: ([1, 2, -1], 0), critic.fc2: ([3], -1), critic.fc3: ([2], 0.5)}
     with torch.no_grad():
         for linear, (weight, bias) in given.items():
@@ -104,5 +104,5 @@ def test_wrong_shapes_are_refused():
 
 
 def test_the_registry_builds_it():
-    args = SimpleNamespace(n_agents=N, n_actions=A, state_shape=S, mixing_embed_dim=H)
+    args = SimpleNamespace(n_agents=N, n_actions=A, state_shape=S, critic_hidden_dim=H)
     assert isinstance(REGISTRY["maddpg"]({}, args), MADDPGCritic)

@@ -18,9 +18,9 @@ class MADDPGCritic(nn.Module):
         super().__init__()
         self.n_agents, self.n_actions = args.n_agents, args.n_actions
         self.state_dim = int(np.prod(args.state_shape))
-        self.fc1 = nn.Linear(self.state_dim + self.n_agents * self.n_actions, args.mixing_embed_dim)
-        self.fc2 = nn.Linear(args.mixing_embed_dim, args.mixing_embed_dim)
-        self.fc3 = nn.Linear(args.mixing_embed_dim, 1)
+        self.fc1 = nn.Linear(self.state_dim + self.n_agents * self.n_actions, args.critic_hidden_dim)
+        self.fc2 = nn.Linear(args.critic_hidden_dim, args.critic_hidden_dim)
+        self.fc3 = nn.Linear(args.critic_hidden_dim, 1)
 
     def forward(self, policies: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """policies (B, T, N, A), states (B, T, S) -> Q (B, T, 1)."""
