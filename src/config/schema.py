@@ -132,6 +132,8 @@ class Run(Section):
     critic_hidden_dim: Count
     critic_train_reps: Count
     entropy_coef: NonNegative
+    gumbel_temperature: Positive
+    logit_coef: NonNegative
     opt_loss: NonNegative
     nopt_min_loss: NonNegative
     qtran_arch: Literal["qtran_paper", "coma_critic"]
@@ -210,6 +212,17 @@ class Weighting(Section):
     alpha: PositiveShare
     central_loss: Positive
     central_embed_dim: Count
+
+
+class Regulariser(Section):
+    divergence: Literal["kl", "mmd", "support"]
+    alpha: NonNegative
+    in_values: bool
+    support: PositiveShare
+    coefficient: Literal["fixed", "lagrange"]
+    threshold: NonNegative
+    eta: Positive
+    l_max: Positive
 
 
 class PPO(Section):
@@ -313,13 +326,22 @@ METHOD_BLOCKS: dict[str, type[Section]] = {
     "munchausen": Munchausen,
     "behaviour": Behaviour,
 }
-BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting, "ppo": PPO, "iac": IAC}
+BLOCKS: dict[str, type[Section]] = {
+    **METHOD_BLOCKS,
+    "weighting": Weighting,
+    "ppo": PPO,
+    "iac": IAC,
+    "regulariser": Regulariser,
+}
 # The blocks that each learner of this project reads; plug-ins may have any.
 LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "q_learner": (),
     "quantile_q_learner": (),
     "lica_learner": (),
     "greedy_lica_learner": ("conservative", "gate", "munchausen", "behaviour"),
+    "maddpg_learner": (),
+    "behaviour_regularised_learner": ("regulariser", "behaviour"),
+    "greedy_maddpg_learner": ("conservative", "gate", "munchausen", "behaviour"),
     "ppo_learner": ("ppo",),
     "coma_learner": (),
     "iac_learner": ("iac",),
@@ -334,6 +356,8 @@ LEARNERS_OF_MIXER: dict[str, tuple[str, ...]] = {
     "qtran_alt": ("qtran_learner",),
     "dmaq": ("q_learner", "weighted_q_learner"),
 }
+GREEDY_ACTOR_CRITICS = ("greedy_lica_learner", "greedy_maddpg_learner")
+SAMPLED_ACTOR_CRITICS = ("maddpg_learner", "greedy_maddpg_learner", "behaviour_regularised_learner")
 # The actor-critics, and the critics of this project that each of them can ask.
 CRITICS_OF_LEARNER: dict[str, tuple[str, ...]] = {
     "lica_learner": ("lica",),
@@ -341,6 +365,7 @@ CRITICS_OF_LEARNER: dict[str, tuple[str, ...]] = {
     "ppo_learner": ("value", "central_value"),
     "coma_learner": ("coma",),
     "iac_learner": ("value", "central_value"),
+    **dict.fromkeys(SAMPLED_ACTOR_CRITICS, ("maddpg", "lica")),  # a critic of probabilities can be asked at actions
 }
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
@@ -677,6 +702,9 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             "quantiles",
             "learner",
         )
+    if config["logit_coef"] > 0 and config["learner"] in set(LEARNER_BLOCKS) - set(SAMPLED_ACTOR_CRITICS):
+        message = "this learner does not hold logits small; set logit_coef=0, or learner=maddpg_learner"
+        yield message, "learner", "logit_coef"
     if config["learner"] in CRITICS_OF_LEARNER:
         yield from _actor_critic_conflicts(config)
     elif config["learner"] in LEARNER_BLOCKS:
@@ -712,8 +740,17 @@ def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]
         if config["share"] == "all" and not config["obs_agent_id"]:
             message = "without ids agents that share parameters are one; set share=none, or obs_agent_id=True"
             yield message, "iac.shared_experience", "share", "obs_agent_id"
-    if config["learner"] == "greedy_lica_learner":
+    if config["learner"] in GREEDY_ACTOR_CRITICS:
         yield from _greedy_actor_critic_conflicts(config)
+    if config["learner"] == "behaviour_regularised_learner":
+        yield from _regulariser_conflicts(config)
+
+
+def _regulariser_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """What a divergence from the behaviour policy needs: why, and the keys."""
+    if config["behaviour"]["source"] != "bc_rnn":
+        message = "policies are compared with what a model says of every agent's own history"
+        yield f"{message}; set behaviour.source=bc_rnn", "learner", "behaviour.source"
 
 
 def _greedy_actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:

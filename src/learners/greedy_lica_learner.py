@@ -27,6 +27,7 @@ BLOCKS = ("conservative", "gate", "munchausen", "behaviour")
 
 class GreedyLICALearner(GreedyTerms, LICALearner):
     statistics = (*LICALearner.statistics, *STATISTICS, "slope_ema")
+    heads = CriticHeads
 
     def __init__(self, mac, scheme, logger, args):
         super().__init__(mac, scheme, logger, args)
@@ -52,18 +53,20 @@ class GreedyLICALearner(GreedyTerms, LICALearner):
         self._train_behaviour()
 
     def objective(self, batch) -> Losses:
-        """Each critic's TD loss and penalty; the actors' weighed value, adaptive entropy and KL to the alternative."""
+        """Each critic's TD loss and penalty; the actors' weighed value, its regulariser and KL to the alternative."""
         step = self._transitions(batch)
         policy = unroll(self.mac, batch, test_mode=True)  # (B, T+1, N, A), without exploration
         played = self._one_hot(batch, policy)
+        now = policy[:, :-1]
+        acted = self._acted(now)
         q_i = unroll(self.independent, batch)  # (B, T+1, N, A)
         beta, behaviour_stats = self._behaviour_policy(batch, step)
-        heads = CriticHeads(step, q_i, self.critic, policy, played, beta)
+        heads = self.heads(step, q_i, self.critic, now, acted, played, beta)
         self._start_statistics(step)
         with torch.no_grad():
             v_i, v_c = self._bootstrap_values(batch, step, policy, played)  # (B, T, N), (B, T, 1)
             self._update_gate(step, heads)
-            slow = CriticHeads(step, unroll(self.slow_independent, batch), self.slow_critic, policy, played)
+            slow = self.heads(step, unroll(self.slow_independent, batch), self.slow_critic, now, acted, played)
             alternative = self._alternative_policies(slow)
             bonus_i, bonus_c = self._munchausen_bonuses(step, alternative)
             target_i = self._targets(step, step.reward + bonus_i, v_i)
@@ -74,14 +77,12 @@ class GreedyLICALearner(GreedyTerms, LICALearner):
         weights = None if self.cfg.gate.mode == "none" else self.weights
         critics = gate.head_losses(td, penalty, weights, self.cfg.gate.acts_on)
 
-        value_i = actor_critic.policy_value(heads.q_i.detach(), policy[:, :-1])  # (B, T, N)
-        value_c = self.critic(policy[:, :-1], step.state[:, :-1])  # (B, T, 1)
-        scales = self._scales(step, policy, value_i, value_c)
-        value = actor_critic.weighed_value(value_i, value_c, weights, scales)
-        entropy = actor_critic.policy_entropy(policy[:, :-1])  # (B, T, N)
-        actor = actor_critic.actor_loss(value, entropy, step.mask, self.args.entropy_coef)
+        value_i = actor_critic.policy_value(heads.q_i.detach(), now)  # (B, T, N)
+        value_c = self._joint_value(step, acted, played)  # (B, T, 1)
+        scales = self._scales(step, (value_i.mean(dim=-1, keepdim=True), value_c), (now, acted))
+        actor = self._actor_loss(step, now, actor_critic.weighed_value(value_i, value_c, weights, scales))
         if alternative is not None and self.cfg.munchausen.kl > 0:
-            actor = actor + self._kl(step, policy[:, :-1], alternative)
+            actor = actor + self._kl(step, now, alternative)
         self._update_scales(step, target_i, target_c, td)
 
         losses = {"critic": 2 * critics[1], "agent": actor, "independent": 2 * critics[0]}
@@ -89,7 +90,7 @@ class GreedyLICALearner(GreedyTerms, LICALearner):
         for h, head in enumerate(HEADS):
             terms |= {f"td_loss_{head}": td[h], f"penalty_{head}": penalty[h]}
         returns = discounted_returns(step.reward * step.mask, self.args.gamma)
-        stats = self._stats(step, policy, entropy, heads.q_tot, target_c, value_c) | behaviour_stats
+        stats = self._stats(step, policy, heads.q_tot, target_c, value_c) | behaviour_stats
         stats |= {
             "td_error_abs_independent": masked_mean((heads.chosen_i - target_i).abs(), mask_i),
             "munchausen_bonus_independent": masked_mean(bonus_i.expand_as(heads.chosen_i), mask_i),
@@ -131,13 +132,17 @@ class GreedyLICALearner(GreedyTerms, LICALearner):
         gaps = [masked_mean(gap_i, step.mask.expand_as(gap_i)), masked_mean(gap_c, step.mask)]
         self._weigh(torch.stack(gaps).detach())
 
-    def _scales(self, step: Transitions, policy, value_i, value_c) -> torch.Tensor:
-        """kappa_h, (2,): what makes both heads' values equally steep in the policies, over the last updates."""
+    def _scales(self, step: Transitions, values, acted) -> torch.Tensor:
+        """kappa_h, (2,): what makes both heads' values equally steep in what is done, over the last updates.
+
+        Args:
+            values: of both heads, (B, T, 1) each. acted: what each is a function of, (B, T, N, A).
+        """
         slopes = []
-        for value in (value_i.mean(dim=-1, keepdim=True), value_c):
+        for value, done in zip(values, acted, strict=True):
             # Steps do not share a policy: the gradient of the sum holds that of every step.
-            (gradient,) = torch.autograd.grad(value.sum(), policy, retain_graph=True)
-            slopes.append(actor_critic.policy_slope(gradient[:, :-1], step.avail[:, :-1], step.mask))
+            (gradient,) = torch.autograd.grad(value.sum(), done, retain_graph=True)
+            slopes.append(actor_critic.policy_slope(gradient, step.avail[:, :-1], step.mask))
         self.slope_ema = gate.smooth(self.slope_ema, torch.stack(slopes), self.cfg.gate.ema)
         return actor_critic.slope_scales(self.slope_ema)
 
@@ -145,9 +150,9 @@ class GreedyLICALearner(GreedyTerms, LICALearner):
 
     def _bootstrap_values(self, batch, step: Transitions, policy, played) -> tuple[torch.Tensor, torch.Tensor]:
         """V(s_{t+1}) of the agents' own critics (B, T, N) and of the centralised one (B, T, 1)."""
-        cfg, policy_next = self.cfg.munchausen, policy[:, 1:]
+        cfg, policy_next = self.cfg.munchausen, self._next_policy(batch, policy)
         v_i = actor_critic.policy_value(unroll(self.target_independent, batch)[:, 1:], policy_next)
-        v_c = self._next_values(step, policy, played)
+        v_c = self._next_values(step, policy_next, played)
         if cfg.source == "none" or cfg.bootstrap == "hard":
             return v_i, v_c
         entropy = actor_critic.policy_entropy(policy_next)

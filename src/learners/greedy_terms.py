@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from learners.q_learner import LEAST_SCALE, Transitions
-from modules.behaviour import REGISTRY as behaviour_REGISTRY
+from modules.behaviour import build_model
 from objectives import behaviour, gate, munchausen
 from objectives.td import lambda_targets
 from utils.errors import UserError
@@ -39,11 +39,9 @@ class GreedyTerms:
     cfg: Any
 
     def _build_terms(self, scheme) -> None:
-        self.behaviour: Any = None  # a model of the behaviour policy, if it is learned
-        if self.cfg.behaviour.source in behaviour_REGISTRY:
-            build = behaviour_REGISTRY[self.cfg.behaviour.source]
-            sizes = SimpleNamespace(n_actions=self.args.n_actions, behaviour=self.cfg.behaviour)
-            self.behaviour = build(self.mac._get_input_shape(scheme), sizes)
+        # A model of the behaviour policy, if it is learned
+        self.behaviour: Any = build_model(self.mac._get_input_shape(scheme), self.args.n_actions, self.cfg.behaviour)
+        if self.behaviour is not None:
             self.behaviour_optimiser = torch.optim.Adam(self.behaviour.parameters(), lr=self.cfg.behaviour.lr)
         # Running statistics, each (2,) over the heads but for the reward's; None until the first batch.
         self.target_std: Any = None

@@ -25,21 +25,22 @@ class LICALearner(ActorCriticLearner):
         self._follow("target_critic", self.target_critic, self.critic)
 
     def objective(self, batch) -> Losses:
-        """The critic's squared TD error at the actions that were played; the actors' value and adaptive entropy."""
+        """The critic's squared TD error at the actions that were played; the actors' value and its regulariser."""
         step = self._transitions(batch)
         policy = unroll(self.mac, batch, test_mode=True)  # (B, T+1, N, A), without exploration
         played = self._one_hot(batch, policy)
+        acted = self._acted(policy[:, :-1])
         q_taken = self.critic(played[:, :-1], step.state[:, :-1])  # (B, T, 1)
         with torch.no_grad():
-            target = self._targets(step, step.reward, self._next_values(step, policy, played))
+            v_next = self._next_values(step, self._next_policy(batch, policy), played)
+            target = self._targets(step, step.reward, v_next)
         td = td_loss(q_taken, target, step.mask)
-        value = self.critic(policy[:, :-1], step.state[:, :-1])  # (B, T, 1)
-        entropy = actor_critic.policy_entropy(policy[:, :-1])  # (B, T, N)
-        actor = actor_critic.actor_loss(value, entropy, step.mask, self.args.entropy_coef)
+        value = self._joint_value(step, acted, played)
+        actor = self._actor_loss(step, policy[:, :-1], value)
         # Twice the mean of half squared errors is PyMARL's loss, so that its learning rates and clip carry over.
         losses = {"critic": 2 * td, "agent": actor}
         terms = {"critic_loss": losses["critic"], "agent_loss": actor}
-        return Losses(losses, terms, self._stats(step, policy, entropy, q_taken, target, value) | detached(terms))
+        return Losses(losses, terms, self._stats(step, policy, q_taken, target, value) | detached(terms))
 
     def joint_values(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The agents' policies (B, T, N, A) and the critic's value of the batch's joint actions (B, T, 1)."""
@@ -47,14 +48,32 @@ class LICALearner(ActorCriticLearner):
             policy = unroll(self.mac, batch, test_mode=True)
             return policy, self.critic(self._one_hot(batch, policy), batch["state"])
 
-    def _next_values(self, step: Transitions, policy: torch.Tensor, played: torch.Tensor) -> torch.Tensor:
+    # What the critic is asked. Learners that let it read actions in place of probabilities have answers of their own.
+
+    def _acted(self, policy: torch.Tensor) -> torch.Tensor:
+        """What the actors are differentiated through, (B, T, N, A), of their policies of that shape."""
+        return policy
+
+    def _joint_value(self, step: Transitions, acted: torch.Tensor, played: torch.Tensor) -> torch.Tensor:
+        """The critic's value of what the actors do, (B, T, 1), which they ascend."""
+        return self.critic(acted, step.state[:, :-1])
+
+    def _next_policy(self, batch, policy: torch.Tensor) -> torch.Tensor:
+        """The policies that the targets let act at step t+1, (B, T, N, A)."""
+        return policy[:, 1:]
+
+    def _next_values(self, step: Transitions, policy_next: torch.Tensor, played: torch.Tensor) -> torch.Tensor:
         """The target critic's V(s_{t+1}), (B, T, 1)."""
         state = step.state[:, 1:]
-        q_next, q_policy = self.target_critic(played[:, 1:], state), self.target_critic(policy[:, 1:], state)
+        q_next, q_policy = self.target_critic(played[:, 1:], state), self.target_critic(policy_next, state)
         return actor_critic.next_values(q_next, q_policy, step.mask)
 
-    @staticmethod
-    def _stats(step: Transitions, policy, entropy, q_taken, target, value) -> dict[str, torch.Tensor]:
+    def _actor_loss(self, step: Transitions, policy: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """What actors of these policies (B, T, N, A) minimise, a scalar, given the value (B, T, 1) that they ascend."""
+        return actor_critic.actor_loss(value, actor_critic.policy_entropy(policy), step.mask, self.args.entropy_coef)
+
+    def _stats(self, step: Transitions, policy, q_taken, target, value) -> dict[str, torch.Tensor]:
+        entropy = actor_critic.policy_entropy(policy[:, :-1])  # (B, T, N)
         mask_i = step.mask.expand_as(entropy)
         stats = {
             "td_error_abs": masked_mean((q_taken - target).abs(), step.mask),

@@ -82,10 +82,11 @@ def test_the_schema_gives_no_values():
 def test_every_file_with_a_block_gives_all_its_keys_unless_it_extends_another(block):
     contents = {name: read_yaml(path) for name, path in ALGS.items()}
     owners = {name: content for name, content in contents.items() if block in content}
-    assert any("extends" not in content for content in owners.values())
+    assert owners
     for name, content in owners.items():
         missing = {*BLOCKS[block].model_fields} - {*content[block]}
-        assert not missing or "extends" in content, name
+        inherits = any(block in read_yaml(path) for path in lineage("config", ALGS[name])[:-1])
+        assert not missing or inherits, name
         assert {*content[block]} <= {*BLOCKS[block].model_fields}, name
 
 
@@ -825,6 +826,14 @@ def test_options_of_the_method_that_do_make_sense_are_taken(updates):
         ("greedy_qmix", "conservative.joint=policy", "conservative.joint='policy'", "set conservative.joint=max"),
         ("qmix", "critic=lica", "critic='lica'", "Q learners have no critic; set critic=null, or learner=lica_learner"),
         ("qmix", "entropy_coef=0.1", "entropy_coef=0.1", "no policy whose entropy could be raised; set entropy_coef=0"),
+        ("maddpg", "critic=None", "critic=None", "its actors learn from another critic; set critic=maddpg or lica"),
+        ("greedy_maddpg", "gate.target=min", "gate.target='min'", "each on its own value; set gate.target=own"),
+        ("greedy_maddpg", "conservative.joint=max", "conservative.joint='max'", "or conservative.joint=cf"),
+        ("brac_p", "action_selector=epsilon_greedy", "action_selector='epsilon_greedy'", "action_selector=multinomial"),
+        ("brac_p", "behaviour.source=stored", "behaviour.source='stored'", "set behaviour.source=bc_rnn"),
+        ("brac_v", "gate.mode=hard", "gate.mode='hard'", "greedy_vdn, m_iql, m_qmix"),
+        ("lica", "logit_coef=0.1", "logit_coef=0.1", "logits small; set logit_coef=0, or learner=maddpg_learner"),
+        ("qmix", "logit_coef=0.1", "logit_coef=0.1", "logits small; set logit_coef=0, or learner=maddpg_learner"),
     ],
 )
 def test_what_actor_critics_and_q_learners_cannot_have_is_refused_with_the_reason(alg, update, found, remedy):
@@ -875,6 +884,10 @@ def test_terms_that_contradict_each_other_are_refused_whatever_the_heads_are(upd
         ("greedy_lica", ["gate.mode=none", "gate.acts_on=loss"]),  # without a gate it has no meaning
         ("greedy_lica", ["conservative.coefficient=lagrange"]),
         ("greedy_lica", ["munchausen.source=self", "munchausen.kl=0.5"]),
+        ("greedy_maddpg", ["gate.mode=lagrange", "gate.joint=auto"]),
+        ("greedy_maddpg", ["conservative.joint=policy", "gate.joint=policy"]),
+        ("maddpg", ["critic=lica", "entropy_coef=0.01"]),  # a critic of probabilities can be asked at actions
+        ("bear", ["regulariser.divergence=mmd", "regulariser.in_values=True"]),
         ("greedy_lica", ["munchausen.source=none", "munchausen.who=others"]),
     ],
 )

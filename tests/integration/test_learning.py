@@ -142,6 +142,13 @@ def test_actor_critics_solve_the_monotone_game(alg, seed):
     assert tables(experiment)["1"][0, 0].item() == pytest.approx(12, abs=0.2)  # what it plays, it values rightly
 
 
+@pytest.mark.parametrize("alg", ["maddpg", "greedy_maddpg", "brac_p", "brac_v", "bear"])
+def test_actors_that_learn_from_a_replay_solve_the_monotone_game(alg):
+    options = {"lr": 0.0025, "critic_lr": 0.0025, "updates_per_episode": 0.2, "target_update_interval": None}
+    experiment = train(alg, {"game": "monotone"}, t_max=1600, **options)
+    assert greedy_return(experiment) == 12
+
+
 @pytest.mark.parametrize("alg", ["ippo", "mappo", "coma"])
 def test_policy_gradients_solve_the_monotone_game(alg):
     options = {"lr": 0.0025, "critic_lr": 0.0025, "epsilon_anneal_time": 1000, "critic_train_reps": 2}

@@ -11,7 +11,16 @@ without latents has K = 1 and None. `model.log_probs(inputs, avail, actions, mas
 to the policy as the model gets. Both are -inf where an action is unavailable. Gradients flow into the model alone.
 """
 
+from types import SimpleNamespace
+
 from modules.behaviour.cloning import BehaviourCloning
 from modules.behaviour.cvae import JointCVAE
 
 REGISTRY = {"bc_rnn": BehaviourCloning, "cvae_joint": JointCVAE}
+
+
+def build_model(input_shape: int, n_actions: int, cfg):
+    """The model that the block `behaviour` asks for; None where it asks for none."""
+    if cfg.source not in REGISTRY:
+        return None
+    return REGISTRY[cfg.source](input_shape, SimpleNamespace(n_actions=n_actions, behaviour=cfg))
