@@ -138,6 +138,7 @@ class Run(Section):
     nopt_min_loss: NonNegative
     qtran_arch: Literal["qtran_paper", "coma_critic"]
     network_size: Literal["small", "big"]
+    neighbour_temperature: Positive
     repeat_id: int
 
 
@@ -237,6 +238,14 @@ class IAC(Section):
     shared_experience: NonNegative
 
 
+class Graph(Section):
+    edges: Literal["full", "cycle", "line", "star", "none"]
+    reduce: Literal["mean", "sum"]
+    payoff_rank: Count | None
+    payoff_hidden_dim: Count | None
+    iterations: Natural
+
+
 class Smax(Section):
     map_name: Filled
     seed: Seed | None
@@ -263,6 +272,18 @@ class GreedGames(Section):
     reward_noise: NonNegative
     noise_dims: Natural
     rewards: Literal["team", "individual"]
+    seed: Seed | None
+
+
+class StagHunt(Section):
+    n_agents: Count
+    n_stags: Count
+    size: Count
+    sight: Natural
+    catchers: Count
+    reward: float
+    punishment: Annotated[float, Field(le=0)]
+    time_limit: Count
     seed: Seed | None
 
 
@@ -332,6 +353,7 @@ BLOCKS: dict[str, type[Section]] = {
     "ppo": PPO,
     "iac": IAC,
     "regulariser": Regulariser,
+    "graph": Graph,
 }
 # The blocks that each learner of this project reads; plug-ins may have any.
 LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
@@ -349,11 +371,15 @@ LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "greedy_quantile_q_learner": tuple(METHOD_BLOCKS),
     "qtran_learner": (),
     "weighted_q_learner": ("weighting",),
+    "dcg_learner": ("graph",),
+    "feature_q_learner": (),
 }
 # Mixers that not every learner can use, and the learners of this project that can.
 LEARNERS_OF_MIXER: dict[str, tuple[str, ...]] = {
     "qtran_base": ("qtran_learner",),
     "qtran_alt": ("qtran_learner",),
+    "qcgraph": ("qtran_learner",),
+    "qcgraph_qmix": ("feature_q_learner",),
     "dmaq": ("q_learner", "weighted_q_learner"),
 }
 GREEDY_ACTOR_CRITICS = ("greedy_lica_learner", "greedy_maddpg_learner")
@@ -371,6 +397,7 @@ ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
     "matrix_games": MatrixGames,
     "greed_games": GreedGames,
+    "stag_hunt": StagHunt,
     "gymma": Gymma,
     "sc2": StarCraft2,
     "sc2v2": StarCraft2V2,
@@ -672,6 +699,11 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield "the cooperative head needs a mixer; set mixer=qmix", "learner", "mixer"
     if config["learner"] == "weighted_q_learner" and config["mixer"] is None:
         yield "weights are for the fit of a mixer; set mixer=qmix", "learner", "mixer"
+    graph = config["learner"] == "dcg_learner"
+    if graph != (config["mac"] == "dcg_mac") and config["learner"] in LEARNER_BLOCKS:
+        yield "a coordination graph needs both; set learner=dcg_learner and mac=dcg_mac", "learner", "mac"
+    if graph and config["mixer"] is not None:
+        yield "its value is the sum of utilities and payoffs; set mixer=null", "learner", "mixer"
     fitting = LEARNERS_OF_MIXER.get(str(config["mixer"]))
     if fitting is not None and config["learner"] in LEARNER_BLOCKS and config["learner"] not in fitting:
         yield f"this mixer asks for another learner; set learner={fitting[0]}, or mixer=qmix", "mixer", "learner"
@@ -684,6 +716,14 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     if models_behaviour and config["share"] != "all" and not config["obs_agent_id"]:
         message = "one model of the behaviour stands for agents that differ; set obs_agent_id=True"
         yield message, "behaviour.source", "share", "obs_agent_id"
+    if config["mixer"] == "qcgraph" and config["qtran_arch"] != "qtran_paper":
+        yield "its graph encodes features and actions; set qtran_arch=qtran_paper", "mixer", "qtran_arch"
+    if (
+        config["learner"] == "feature_q_learner"
+        and config["mixer"] != "qcgraph_qmix"
+        and ":" not in str(config["mixer"])
+    ):
+        yield "it hands features to its mixer; set mixer=qcgraph_qmix", "learner", "mixer"
     if config["action_selector"] == "multinomial" and config["agent_output_type"] != "pi_logits":
         yield "values are no probabilities; set agent_output_type=pi_logits", "action_selector", "agent_output_type"
     if config["evaluate"] and not config["checkpoint_path"]:

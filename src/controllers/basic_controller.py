@@ -30,11 +30,15 @@ class BasicMAC:
     def select_actions(self, ep_batch, t_ep: int, t_env: int, bs=slice(None), test_mode: bool = False) -> torch.Tensor:
         """Actions (len(bs), N) of the episodes `bs` at step `t_ep`."""
         avail_actions = ep_batch["avail_actions"][:, t_ep]
-        agent_outputs = self.forward(ep_batch, t_ep, test_mode=test_mode)
+        agent_outputs = self._acting_values(ep_batch, t_ep, test_mode)
         actions = self.action_selector.select_action(agent_outputs[bs], avail_actions[bs], t_env, test_mode=test_mode)
         if self.records_behaviour:
             self.behaviour = self.action_selector.policy(agent_outputs[bs], avail_actions[bs])
         return actions
+
+    def _acting_values(self, ep_batch, t: int, test_mode: bool) -> torch.Tensor:
+        """What the action selector chooses from, (B, N, A)."""
+        return self.forward(ep_batch, t, test_mode=test_mode)
 
     def forward(self, ep_batch, t: int, test_mode: bool = False) -> torch.Tensor:
         """Action values, or policies if `agent_output_type` is "pi_logits", of step t: (B, N, A)."""

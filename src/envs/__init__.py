@@ -21,6 +21,7 @@ VECTOR_REGISTRY: dict[str, Callable[..., VectorEnv]] = {
     "smax": lazy("envs.smax:SmaxVectorEnv"),
     "matrix_games": lazy("envs.matrix_games:MatrixGameVectorEnv"),
     "greed_games": lazy("envs.greed_games:GreedGameVectorEnv"),
+    "stag_hunt": lazy("envs.stag_hunt:StagHuntVectorEnv"),
 }
 
 

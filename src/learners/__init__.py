@@ -2,6 +2,8 @@
 
 from learners.behaviour_regularised_learner import BehaviourRegularisedLearner
 from learners.coma_learner import COMALearner
+from learners.dcg_learner import DCGLearner
+from learners.feature_q_learner import FeatureQLearner
 from learners.greedy_lica_learner import GreedyLICALearner
 from learners.greedy_maddpg_learner import GreedyMADDPGLearner
 from learners.greedy_q_learner import GreedyQLearner
@@ -29,4 +31,6 @@ REGISTRY = {
     "iac_learner": IACLearner,
     "qtran_learner": QTranLearner,
     "weighted_q_learner": WeightedQLearner,
+    "dcg_learner": DCGLearner,
+    "feature_q_learner": FeatureQLearner,
 }

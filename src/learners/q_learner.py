@@ -128,12 +128,13 @@ class QLearner:
     def objective(self, batch) -> Objective:
         """TD loss of the mixed values (VDN, QMIX), or of each agent's own values (IQL)."""
         step = self._transitions(batch)
-        q = unroll(self.mac, batch)  # (B, T+1, N, A)
+        q = self._unroll(self.mac, batch)  # (B, T+1, N, A)
         with torch.no_grad():
-            q_target = unroll(self.target_mac, batch)
+            q_target = self._unroll(self.target_mac, batch)
             best = self._next_actions(q, q_target, step.avail)
-            v_next = joint_value(self.target_mixer, q_target[:, 1:], best, step.avail[:, 1:], step.state[:, 1:])
-        chosen = joint_value(self.mixer, q[:, :-1], step.actions, step.avail[:, :-1], step.state[:, :-1])  # (B, T, X)
+            v_next = self._joint_value(self.target_mixer, q_target[:, 1:], best, step.avail[:, 1:], step.state[:, 1:])
+        now = (step.actions, step.avail[:, :-1], step.state[:, :-1])
+        chosen = self._joint_value(self.mixer, q[:, :-1], *now)  # (B, T, X)
         target = self._targets(step, step.reward, v_next)
         mask = step.mask.expand_as(chosen)
         loss = td_loss(chosen, target, mask)
@@ -153,6 +154,18 @@ class QLearner:
                 self.reward_moments = update_moments(self.reward_moments, step.reward, step.mask)
             step.divide_rewards(deviation(self.reward_moments).clamp(min=LEAST_SCALE))
         return step
+
+    def _unroll(self, mac, batch) -> Any:
+        """What the controller's networks say of every step: the agents' values (B, T+1, N, A).
+
+        A learner that needs more overrides this and what reads it, `_next_actions` and `_joint_value`; what it returns
+        must slice as a tensor does.
+        """
+        return unroll(mac, batch)
+
+    def _joint_value(self, mixer, q: Any, actions: torch.Tensor, avail: torch.Tensor, state: torch.Tensor):
+        """The value of joint actions (B, T, X)."""
+        return joint_value(mixer, q, actions, avail, state)
 
     def _next_values(self, q: torch.Tensor, q_target: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:
         """max_a Q_i(s_{t+1}, a) of the target network, (B, T, N); with double-Q the online network chooses a."""

@@ -28,6 +28,7 @@ ENVS = {
     "matrix_games": ((), {"t_max": 100}),
     # The game with most parts: two steps, and a hidden variable in the state.
     "greed_games": ((), {"t_max": 200, "env_args.game": "mirage", "updates_per_episode": 0.1}),
+    "stag_hunt": ((), {"t_max": 400, "batch_size_run": 8, "env_args.time_limit": 12}),
     "gymma": (("gymnasium", "lbforaging"), {"t_max": 120, "batch_size_run": 4, "env_args.time_limit": 8}),
     # As many test battles as training battles: a batch of another size would be compiled anew.
     "smax": (("jax", "jaxmarl"), {"t_max": 300, "batch_size_run": 8, "test_nepisode": 8, "env_args.time_limit": 12}),

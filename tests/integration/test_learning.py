@@ -166,9 +166,10 @@ def test_vdn_fits_the_non_monotone_game_by_its_main_effects():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_qmix_gives_up_the_best_joint_action_of_the_non_monotone_game(seed):
+@pytest.mark.parametrize("alg", ["qmix", "qcgraph_qmix"])
+def test_monotone_mixers_give_up_the_best_joint_action_of_the_non_monotone_game(alg, seed):
     """Five cells that it cannot tell apart get their mean, (8 - 4 * 12) / 5; the others pay 0."""
-    experiment = fit_uniform_data("qmix", "nonmonotone", updates=600, seed=seed)
+    experiment = fit_uniform_data(alg, "nonmonotone", updates=600, seed=seed)
     assert_near(tables(experiment)["1"], [[-8, -8, -8], [-8, 0, 0], [-8, 0, 0]], 0.2)
     assert greedy_return(experiment) == 0
 
@@ -186,15 +187,30 @@ def test_weighted_qmix_finds_the_optimum_of_the_non_monotone_game(alg, rest, see
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("alg", ["qtran", "qtran_alt"])
+@pytest.mark.parametrize("alg", ["qtran", "qtran_alt", "qcgraph"])
 def test_qtran_learns_the_non_monotone_game_and_finds_its_optimum(alg, seed):
     experiment = fit_uniform_data(alg, "nonmonotone", updates=700, seed=seed)
     assert_near(tables(experiment)["1"], [[8, -12, -12], [-12, 0, 0], [-12, 0, 0]], 0.75)
     assert greedy_return(experiment) == 8
 
 
-def test_qplex_solves_the_two_step_game():
-    experiment = fit_uniform_data("qplex", "two_step", updates=500)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_dcg_learns_the_non_monotone_game_and_finds_its_optimum(seed):
+    """The payoffs of one pair of agents can be any table."""
+    experiment = fit_uniform_data("dcg", "nonmonotone", updates=400, seed=seed)
+    assert_near(tables(experiment)["1"], [[8, -12, -12], [-12, 0, 0], [-12, 0, 0]], 0.2)
+    assert greedy_return(experiment) == 8
+
+
+def test_a_graph_without_edges_fits_the_non_monotone_game_by_its_main_effects():
+    experiment = fit_uniform_data("dcg", "nonmonotone", updates=800, graph={"edges": "none"})
+    low, middle, high = -56 / 9, -44 / 9, -32 / 9
+    assert_near(tables(experiment)["1"], [[low, middle, middle], [middle, high, high], [middle, high, high]], 0.1)
+
+
+@pytest.mark.parametrize("alg", ["qplex", "dcg", "qcgraph_qmix"])
+def test_it_solves_the_two_step_game(alg):
+    experiment = fit_uniform_data(alg, "two_step", updates=500)
     table = tables(experiment)
     assert_near(table["2A"], [[7, 7], [7, 7]], 0.3)
     assert_near(table["2B"], [[0, 1], [1, 8]], 0.3)

@@ -12,6 +12,7 @@ from torch import nn
 
 from modules.mixers import REGISTRY, counterfactual_q_tot, joint_value, mixer_gains
 from modules.mixers.central import CentralMixer
+from modules.mixers.qcgraph import QCGraph, QCGraphMixer
 from modules.mixers.qmix import QMixer
 from modules.mixers.qmix_concave import ConcaveQMixer
 from modules.mixers.qplex import DuplexMixer
@@ -477,8 +478,10 @@ def test_state_shape_may_be_a_tuple():
 def test_registry_builds_from_args():
     classes = {"vdn": VDNMixer, "vdn_mean": VDNMeanMixer, "qmix": QMixer, "qmix_concave": ConcaveQMixer}
     classes |= {"dmaq": DuplexMixer, "qtran_base": QTranBase, "qtran_alt": QTranAlt}
+    classes |= {"qcgraph": QCGraph, "qcgraph_qmix": QCGraphMixer}
     args = vars(mixer_args()) | {"n_actions": 4, "rnn_hidden_dim": 8, "qtran_arch": "qtran_paper"}
     args |= {"network_size": "small", "num_kernel": 2, "adv_hypernet_layers": 1, "adv_hypernet_embed": 4}
+    args |= {"neighbour_temperature": 1.0}
     assert {name: type(build(SimpleNamespace(**args))) for name, build in REGISTRY.items()} == classes
 
 

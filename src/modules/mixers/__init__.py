@@ -2,8 +2,9 @@
 
 A mixer is called as `mixer(agent_qs (B, T, N), states (B, T, S)) -> (B, T, 1)`. One that has a method
 `counterfactual` offers a cheaper way to what `counterfactual_q_tot` computes for any mixer; one that has a method
-`of_actions` reads more of the agents' values than those of the chosen actions (see `joint_value`). QTRAN's are joint
-networks with a signature of their own, for `qtran_learner` alone.
+`of_actions` reads more of the agents' values than those of the chosen actions (see `joint_value`). QTRAN's and
+`qcgraph` are joint networks with a signature of their own, for `qtran_learner` alone; `qcgraph_qmix` also reads the
+agents' features, which `feature_q_learner` gives it.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,8 @@ REGISTRY = {
     "dmaq": lazy("modules.mixers.qplex:DuplexMixer"),
     "qtran_base": lazy("modules.mixers.qtran:QTranBase"),
     "qtran_alt": lazy("modules.mixers.qtran:QTranAlt"),
+    "qcgraph": lazy("modules.mixers.qcgraph:QCGraph"),
+    "qcgraph_qmix": lazy("modules.mixers.qcgraph:QCGraphMixer"),
 }
 
 
