@@ -66,8 +66,8 @@ one line that names the key, the file that set it, and what is allowed.
 
 ## Your own classes and their keys
 
-Keys that name a class (`env`, `runner`, `mac`, `agent`, `action_selector`, `learner`, `mixer`, `critic`) take a built-in
-name or `package.module:ClassName`. The module is found from the current folder or on `PYTHONPATH`.
+Keys that name a class (`env`, `runner`, `mac`, `agent`, `action_selector`, `learner`, `mixer`, `critic`) take a
+built-in name or `package.module:ClassName`. The module is found from the current folder or on `PYTHONPATH`.
 
 Keys that your classes read go below `plugin`, where any key is allowed that is not one of the project's:
 
