@@ -9,6 +9,7 @@ from torch import nn
 
 from controllers.basic_controller import BasicMAC
 from modules.agents import REGISTRY as agent_REGISTRY
+from modules.agents.sharing import share_parameters
 from modules.graphs.coordination import GraphValues, edge_list
 from modules.graphs.payoffs import PayoffNetwork
 from utils.errors import UserError
@@ -18,12 +19,15 @@ from utils.registry import resolve
 class GraphAgent(nn.Module):
     """The networks of a graph: an agent's, whose values are utilities, and the edges', which reads agents' features.
 
+    Agents share theirs as `share` says. The edges' is one for all pairs.
+
     The features are kept as the memory: those of a recurrent agent are its memory, and others need none.
     """
 
     def __init__(self, input_shape: int, args):
         super().__init__()
-        self.network = resolve("agent", args.agent, agent_REGISTRY)(input_shape, args)
+        build = resolve("agent", args.agent, agent_REGISTRY)
+        self.network = share_parameters(lambda: build(input_shape, args), args.agent_groups)
         if not hasattr(self.network, "unroll_features"):
             raise UserError(
                 f"agent={args.agent!r}: payoffs are made from features, which it does not give; set agent=rnn"

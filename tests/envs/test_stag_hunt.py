@@ -295,14 +295,9 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened():
 
 def test_it_is_registered():
     env = make_vector_env("stag_hunt", 3, "cpu", ARGS)
-    assert env.get_env_info() == {
-        "state_shape": 200,
-        "obs_shape": 50,
-        "n_actions": 6,
-        "n_agents": 8,
-        "episode_limit": 200,
-        "individual_reward": False,
-    }
+    info = env.get_env_info()
+    assert (info["n_agents"], info["n_actions"], info["episode_limit"]) == (8, 6, 200)
+    assert (info["obs_shape"], info["state_shape"]) == (50, 200)
     assert REGISTRY["stag_hunt"](**ARGS).get_env_info()["n_agents"] == 8
 
 
