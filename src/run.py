@@ -1,8 +1,13 @@
 """Wiring of a run, and the loop that collects, trains, evaluates and records."""
 
+import contextlib
+import importlib.metadata
+import json
 import math
+import platform
 import sys
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,9 +30,13 @@ from utils.logging import Logger, Progress, format_table
 from utils.memory import format_bytes
 from utils.networks import NonFiniteError
 from utils.plots import plot_gate, plot_learning_curve
-from utils.registry import resolve
+from utils.registry import lazy, resolve
 from utils.seeding import seed_everything
 from utils.timehelper import time_str
+
+# Imported where they are used, so that only episodes in files need h5py.
+load_dataset = lazy("components.dataset:load_dataset")
+new_writer = lazy("components.dataset:DatasetWriter")
 
 
 def run(_run, _config, _log) -> dict[str, float]:
@@ -38,24 +47,48 @@ def run(_run, _config, _log) -> dict[str, float]:
         _config: a validated configuration (`config.schema.load`).
         _log: the console logger.
     """
-    args = freeze(_config)
-    device = _choose_device(args, _log)
-    args = freeze({**_config, "use_cuda": device != "cpu"})  # PyMARL's plug-ins move themselves by this key
+    args = _prepare(_config, _log)
+    logger = Logger(_log)
+    logger.setup_sacred(_run)
+    if args.use_tensorboard:
+        logger.setup_tb(str(Path(args.local_results_path) / "tb_logs" / args.unique_token))
+    with _running(args, logger) as runner:
+        experiment = Experiment(args, logger, runner)
+        return experiment.evaluate() if args.evaluate else experiment.train(_run)
+
+
+def record(config, path: str, episodes: int, log) -> Path:
+    """Play exactly `episodes` episodes, as in training but without learning, into the file `path`.
+
+    Args:
+        config: a validated configuration; the model of its `checkpoint_path` plays, or without one new networks.
+        log: the console logger.
+    """
+    args = _prepare({**config, "evaluate": True}, log)  # nothing is learned: no replay
+    logger = Logger(log)
+    with _running(args, logger) as runner:
+        return Experiment(args, logger, runner, records=True).record(path, episodes)
+
+
+def _prepare(config, log):
+    """The arguments of a run, with its device and name; sets seeds and threads."""
+    args = freeze(config)
+    device = _choose_device(args, log)
+    args = freeze({**config, "use_cuda": device != "cpu"})  # PyMARL's plug-ins move themselves by this key
     args = extend(args, device=device, unique_token=_unique_token(args))
     torch.set_num_threads(args.torch_threads or _good_thread_count(args))
     torch.set_flush_denormal(True)  # values that decay to denormals slow a CPU down a hundredfold
     seed_everything(args.seed)
+    return args
 
-    logger = Logger(_log)
-    logger.setup_sacred(_run)
-    results = Path(args.local_results_path)
-    if args.use_tensorboard:
-        logger.setup_tb(str(results / "tb_logs" / args.unique_token))
+
+@contextlib.contextmanager
+def _running(args, logger: Logger) -> Iterator[Any]:
+    """The runner, closed in the end."""
     try:
         runner = resolve("runner", args.runner, runner_REGISTRY)(args, logger)
         try:
-            experiment = Experiment(args, logger, runner)
-            return experiment.evaluate() if args.evaluate else experiment.train(_run)
+            yield runner
         finally:
             runner.close_env()
     except EnvCrash as error:
@@ -65,9 +98,13 @@ def run(_run, _config, _log) -> dict[str, float]:
 
 
 class Experiment:
-    """The parts of one run, built from its configuration and around its runner."""
+    """The parts of one run, built from its configuration and around its runner.
 
-    def __init__(self, args, logger: Logger, runner):
+    Args:
+        records: whether episodes will be recorded, so that all is kept of them that a learner may want.
+    """
+
+    def __init__(self, args, logger: Logger, runner, records: bool = False):
         self.logger = logger
         self.runner = runner
         # Again: packages that an environment imports draw random numbers, but only the first time in a process.
@@ -98,7 +135,11 @@ class Experiment:
                     "agent; set heads.reward_independent=team (greed_games needs env_args.rewards=individual)"
                 )
             self.scheme["individual_reward"] = {"vshape": (args.n_agents,)}
-        if _block_says(args, "behaviour", "source", "stored"):
+        saves = bool(args.save_dataset) and not args.evaluate
+        records = records or saves
+        if records and info.get("individual_reward"):
+            self.scheme["individual_reward"] = {"vshape": (args.n_agents,)}
+        if records or _block_says(args, "behaviour", "source", "stored"):
             self.scheme["behaviour"] = {"vshape": (args.n_actions,), "group": "agents"}
         self.groups = {"agents": args.n_agents}
         self.preprocess = {"actions": ("actions_onehot", [OneHot(args.n_actions)])}
@@ -106,7 +147,10 @@ class Experiment:
         self.buffer: Any = None
         if not args.evaluate:
             where = "cpu" if args.buffer_cpu_only else args.device
-            self.buffer = ReplayBuffer(self.scheme, self.groups, args.buffer_size, steps, self.preprocess, where)
+            if args.offline:
+                self.buffer, self.dataset = self._load_dataset(steps, where)
+            else:
+                self.buffer = ReplayBuffer(self.scheme, self.groups, args.buffer_size, steps, self.preprocess, where)
         full_scheme = EpisodeBatch(self.scheme, self.groups, 1, 1, preprocess=self.preprocess).scheme
         self.mac = resolve("mac", args.mac, mac_REGISTRY)(full_scheme, self.groups, args)
         self.learner = resolve("learner", args.learner, learner_REGISTRY)(self.mac, full_scheme, logger, args)
@@ -122,30 +166,28 @@ class Experiment:
                 )
             self.runner.t_env = step
             logger.console_logger.info("Loaded the model of step %d from %s", step, path)
+        self.writer = self._new_writer(args.save_dataset) if saves else None
 
     def train(self, _run) -> dict[str, float]:
         """Collect, train, evaluate and record until `t_max`, and report."""
         args, runner, buffer = self.args, self.runner, self.buffer
         self._announce()
         started, t_start = time.monotonic(), runner.t_env
-        progress = Progress(self.logger, t_start, args.t_max)
+        progress = Progress(self.logger, t_start, args.t_max, "updates" if args.offline else "steps")
         episode, updates, owed = 0, 0, 0.0
         last_test = last_log = t_start - max(args.test_interval, args.log_interval) - 1
         last_save, summary = t_start, {}
         last_rollout, rollout_steps = -math.inf, 0
         try:
-            while runner.t_env <= args.t_max:
-                batch = runner.run(test_mode=False)
-                buffer.insert_episode_batch(batch)
-                episode += batch.batch_size
-                if buffer.can_sample(args.batch_size):
-                    owed += args.updates_per_episode * batch.batch_size
-                    while owed >= 1:
-                        sample = buffer.sample(args.batch_size)
-                        if sample.device != args.device:
-                            sample.to(args.device)
-                        self._update(sample, episode)
-                        updates, owed = updates + 1, owed - 1
+            while runner.t_env <= args.t_max - args.offline:
+                collected, more = self._collect()
+                episode, owed = episode + collected, owed + more
+                while owed >= 1:
+                    sample = buffer.sample(args.batch_size)
+                    if sample.device != args.device:
+                        sample.to(args.device)
+                    self._update(sample, episode)
+                    updates, owed = updates + 1, owed - 1
                 if self._rolls_out and updates and runner.t_env - last_rollout >= args.gate.rollout_interval:
                     rollout_steps += self._certify()
                     self.logger.log_stat("rollout_steps", rollout_steps, runner.t_env)
@@ -157,7 +199,8 @@ class Experiment:
                     self._save()
                     last_save = runner.t_env
                 if runner.t_env - last_log >= args.log_interval:
-                    self.logger.log_stat("episode", episode, runner.t_env)
+                    if not args.offline:
+                        self.logger.log_stat("episode", episode, runner.t_env)
                     self.logger.log_stat("updates", updates, runner.t_env)
                     progress.row(runner.t_env, updates)
                     last_log = runner.t_env
@@ -177,6 +220,8 @@ class Experiment:
             raise
         finally:
             progress.close()
+            if self.writer is not None:  # however training ends, the episodes are whole
+                self.writer.commit()
         saved = self._save() if args.save_model else None
         self._report(_run, summary, time.monotonic() - started, runner.t_env - t_start, updates, saved)
         return summary
@@ -195,6 +240,81 @@ class Experiment:
             except NotImplementedError as error:
                 raise UserError(f"save_replay=True: {error}; set save_replay=False") from error
         return summary
+
+    def record(self, path: str, episodes: int) -> Path:
+        """Play exactly `episodes` episodes into the file `path`."""
+        writer = self._new_writer(path)
+        log, said = self.logger.console_logger.info, time.monotonic()
+        started = said
+        log("Recording %d episodes of %s in %s", episodes, _env_title(self.args), path)
+        try:
+            while len(writer) < episodes:
+                batch = self.runner.run(test_mode=False)
+                writer.append(batch[: episodes - len(writer)])
+                if time.monotonic() - said >= 5:
+                    said = time.monotonic()
+                    left = (said - started) * (episodes - len(writer)) / len(writer)
+                    log("%d of %d episodes, left %s", len(writer), episodes, time_str(left))
+            return writer.commit()
+        except BaseException:
+            writer.discard()
+            raise
+
+    def _new_writer(self, path: str):
+        """A `DatasetWriter` for what this run's agents play."""
+        args = self.args
+        if not getattr(self.mac, "records_behaviour", False):
+            raise UserError(
+                f"mac={args.mac}: does not say how likely its actions were, which {path} would hold; set mac=basic_mac"
+            )
+        steps = args.episode_limit + 1
+        exploration = [getattr(args, f"epsilon_{key}") for key in ("start", "finish", "anneal_time")]
+        policy = {
+            "config": args.name,
+            "model": args.checkpoint_path,
+            "learning": not args.evaluate,
+            "epsilon from, to, within": exploration,
+        }
+        attributes = self._played_in() | {
+            "seed": args.seed,
+            "policy": json.dumps(policy),
+            "versions": json.dumps(_versions()),
+            "created": datetime.now().isoformat(timespec="seconds"),
+        }
+        return new_writer(path, self.scheme, self.groups, self.preprocess, steps, attributes)
+
+    def _load_dataset(self, steps: int, device: str) -> tuple[ReplayBuffer, dict[str, Any]]:
+        args = self.args
+        found = load_dataset(args.dataset, self._played_in(), self.scheme, self.groups, self.preprocess, steps, device)
+        if not found[0].can_sample(args.batch_size):
+            raise UserError(
+                f"batch_size={args.batch_size}: {args.dataset} holds {found[0].buffer_size} episodes; "
+                f"set batch_size={found[0].buffer_size} or less, or record more"
+            )
+        return found
+
+    def _played_in(self) -> dict[str, Any]:
+        """What episodes must agree in to be learned from together."""
+        args = self.args
+        names = ("env", "n_agents", "n_actions", "obs_shape", "state_shape", "episode_limit", "bootstrap_time_limit")
+        return {name: getattr(args, name) for name in names} | {"env_args": json.dumps(args.env_args, sort_keys=True)}
+
+    def _collect(self) -> tuple[int, float]:
+        """Play until an episode ends: how many did, and how many updates are due.
+
+        Offline nothing is played: there is one update after another, and time counts them. For target networks an
+        update counts as an episode, as it does where one is made for each.
+        """
+        args = self.args
+        if args.offline:
+            self.runner.t_env += 1
+            return 1, 1.0
+        batch = self.runner.run(test_mode=False)
+        self.buffer.insert_episode_batch(batch)
+        if self.writer is not None:
+            self.writer.append(batch)
+        enough = self.buffer.can_sample(args.batch_size)
+        return batch.batch_size, args.updates_per_episode * batch.batch_size if enough else 0.0
 
     def _update(self, sample: EpisodeBatch, episode: int) -> None:
         try:
@@ -241,15 +361,21 @@ class Experiment:
         args, log = self.args, self.logger.console_logger.info
         sizes = f"{args.n_agents} agents, {args.n_actions} actions, observations of {args.obs_shape}"
         log("%s on %s: %s, state of %s", args.name, _env_title(args), sizes, args.state_shape)
-        size = episode_bytes(self.scheme, self.groups, args.episode_limit + 1) * args.buffer_size
-        log("Replay: %d episodes, %s on %s", args.buffer_size, format_bytes(size), self.buffer.device)
+        held = self.buffer.buffer_size
+        size = episode_bytes(self.scheme, self.groups, args.episode_limit + 1) * held
+        log("Replay: %d episodes, %s on %s", held, format_bytes(size), self.buffer.device)
+        machine = f"device {args.device}, {torch.get_num_threads()} torch thread(s)"
+        if args.offline:
+            mean, std = self.dataset["return_mean"], self.dataset["return_std"]
+            log("Offline: all of them from %s, of return %.2f (deviation %.2f)", args.dataset, mean, std)
+            log("%d updates of %d episodes; t counts updates; %s", args.t_max, args.batch_size, machine)
+            return
         log(
-            "%s update(s) of %d episodes per collected episode; %d environment(s); device %s, %d torch thread(s)",
+            "%s update(s) of %d episodes per collected episode; %d environment(s); %s",
             f"{args.updates_per_episode:g}",
             args.batch_size,
             self.runner.batch_size,
-            args.device,
-            torch.get_num_threads(),
+            machine,
         )
 
     def _report(self, _run, summary, seconds: float, steps: int, updates: int, saved: Path | None) -> None:
@@ -264,8 +390,8 @@ class Experiment:
                 return make_vector_env(args.env, n_envs, args.device, args.env_args)
 
             print(format_tables(self.learner, env.game_states(), make_env, new_batch))
-        rows = [
-            ("steps", f"{steps:,} ({steps / seconds:,.0f} per second)"),
+        rows = [] if args.offline else [("steps", f"{steps:,} ({steps / seconds:,.0f} per second)")]
+        rows += [
             ("updates", f"{updates:,} ({updates / seconds:.1f} per second)"),
             ("time", time_str(seconds)),
             ("test episodes", f"{args.test_nepisode}"),
@@ -277,14 +403,19 @@ class Experiment:
             rows.append(("TensorBoard", f"{results / 'tb_logs' / args.unique_token}"))
         if saved is not None:
             rows.append(("model", f"{saved}"))
+        if self.writer is not None and len(self.writer):
+            rows.append(("dataset", f"{self.writer.path} ({len(self.writer):,} episodes)"))
         if args.plot:
+            unit = "gradient updates" if args.offline else "environment steps"
             title = f"{args.name} on {_env_title(args)}, seed {args.seed}"
-            picture = plot_learning_curve(self.logger.stats, title, results / "plots" / f"{args.unique_token}.png")
+            picture = plot_learning_curve(
+                self.logger.stats, title, results / "plots" / f"{args.unique_token}.png", unit
+            )
             if picture is not None:
                 rows.append(("learning curve", f"{picture}"))
                 _run.add_artifact(str(picture), "learning_curve.png")
             path = results / "plots" / f"{args.unique_token}_gate.png"
-            gate = plot_gate(self.logger.stats, getattr(self.learner, "gap_profile", None), title, path)
+            gate = plot_gate(self.logger.stats, getattr(self.learner, "gap_profile", None), title, path, unit)
             if gate is not None:
                 rows.append(("gate", f"{gate}"))
                 _run.add_artifact(str(gate), "gate.png")
@@ -304,6 +435,16 @@ def _choose_device(args, log) -> str:
         )
     log.info("No CUDA device: training on the CPU (use_cuda=False says so on purpose, require_cuda=True would fail)")
     return "cpu"
+
+
+def _versions() -> dict[str, str]:
+    """Of what a recorded episode depends on."""
+    packages = ("torch", "numpy", "h5py", "jaxmarl", "gymnasium", "lbforaging", "rware", "mpe2", "smac", "smacv2")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _block_says(args, block: str, key: str, value: str) -> bool:

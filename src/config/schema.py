@@ -85,6 +85,9 @@ class Run(Section):
     load_step: Natural
     evaluate: bool
     save_replay: bool
+    save_dataset: str
+    offline: bool
+    dataset: str
     buffer_size: Count
     buffer_cpu_only: bool
     batch_size: Count
@@ -310,6 +313,8 @@ LEARNERS_OF_MIXER: dict[str, tuple[str, ...]] = {
     "dmaq": ("q_learner", "weighted_q_learner"),
 }
 ACTOR_CRITICS = ("lica_learner", "greedy_lica_learner")
+# Learners of this project whose losses hold for the play of their own present policies alone.
+ON_POLICY = ("lica_learner", "greedy_lica_learner")
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
     "matrix_games": MatrixGames,
@@ -625,6 +630,7 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield "values are no probabilities; set agent_output_type=pi_logits", "action_selector", "agent_output_type"
     if config["evaluate"] and not config["checkpoint_path"]:
         yield "which model? Set checkpoint_path=results/models/<token>", "evaluate", "checkpoint_path"
+    yield from _offline_conflicts(config)
     quantile = config["learner"] in ("quantile_q_learner", "greedy_quantile_q_learner")
     if quantile != (config["mac"] == "quantile_mac") and config["learner"] in LEARNER_BLOCKS:
         message = (
@@ -649,6 +655,22 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             yield message, "learner", "entropy_coef"
     if all(name in config for name in METHOD_BLOCKS):
         yield from _method_conflicts(config)
+
+
+def _offline_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """What is wrong between the keys about episodes in files, and with learning from them: why, and the keys."""
+    if config["offline"] and not config["dataset"]:
+        yield "which episodes? Set dataset=FILE; python src/dataset.py records one", "offline", "dataset"
+    if config["dataset"] and not config["offline"]:
+        yield "nothing is read from it while episodes are collected; set offline=True", "dataset", "offline"
+    if config["save_dataset"] and config["offline"]:
+        yield "no episode is collected that could be saved; leave save_dataset empty", "save_dataset", "offline"
+    if config["save_dataset"] and config["evaluate"]:
+        message = "python src/dataset.py records a model's play; leave save_dataset empty"
+        yield message, "save_dataset", "evaluate"
+    if config["offline"] and config["learner"] in ON_POLICY:
+        message = "it learns from the play of its own present policies, which no file holds; --config=icq is for files"
+        yield message, "offline", "learner"
 
 
 def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -788,6 +810,9 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield message, "gate.realised", "heads.act"
     if measures and gate["realised"] == "rollout" and config["test_epsilon"] > 0:
         yield "rollouts measure greedy play; set test_epsilon=0", "gate.realised", "test_epsilon"
+    if measures and gate["realised"] == "rollout" and config["offline"]:
+        message = "rollouts would collect episodes; set gate.realised=is (or match)"
+        yield message, "gate.realised", "offline"
     if gate["mode"] == "fixed" and heads["act"] in ("agent", "distil"):
         message = "fixed weights are the same in every state; set heads.act=independent or cooperative"
         yield message, "gate.mode", "heads.act"
