@@ -144,8 +144,9 @@ class Conservative(Section):
     alpha_cooperative: NonNegative
     op: Literal["lse", "max", "lse_beta", "lse_mean", "softmax", "uniform", "policy"]
     temperature: Positive
-    joint: Literal["cf", "max", "sampled", "linear", "policy"]
+    joint: Literal["cf", "cf_weighted", "max", "sampled", "linear", "policy"]
     samples: Count
+    shift_weight: NonNegative
     coefficient: Literal["fixed", "lagrange"]
     threshold: NonNegative
     eta: Positive
@@ -733,6 +734,9 @@ def _term_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if config[block]["op"] == "lse_beta" and config["behaviour"]["source"] == "empirical":
             message = "logged actions alone have no probabilities; set behaviour.source=stored (or bc_rnn, cvae_joint)"
             yield message, f"{block}.op", "behaviour.source"
+    if conservative["joint"] == "cf_weighted" and config["behaviour"]["source"] == "empirical":
+        message = "logged actions alone have no probabilities; set behaviour.source=bc_rnn (or stored), or"
+        yield f"{message} conservative.joint=cf", "conservative.joint", "behaviour.source"
     if conservative["coefficient"] == "lagrange":
         if conservative["op"] not in ("max", "lse_beta", "policy"):
             message = (
