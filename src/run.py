@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from components.episode_buffer import EpisodeBatch, ReplayBuffer, episode_bytes
+from components.pace import Pace
 from components.transforms import OneHot
 from config.schema import extend, freeze
 from controllers import REGISTRY as mac_REGISTRY
@@ -139,7 +140,10 @@ class Experiment:
         records = records or saves
         if records and info.get("individual_reward"):
             self.scheme["individual_reward"] = {"vshape": (args.n_agents,)}
-        if records or _block_says(args, "behaviour", "source", "stored"):
+        learner_class = resolve("learner", args.learner, learner_REGISTRY)
+        # Learners that were written for PyMARL do not say what they read.
+        reads = _block_says(args, "behaviour", "source", "stored") or getattr(learner_class, "reads_behaviour", False)
+        if records or reads:
             self.scheme["behaviour"] = {"vshape": (args.n_actions,), "group": "agents"}
         self.groups = {"agents": args.n_agents}
         self.preprocess = {"actions": ("actions_onehot", [OneHot(args.n_actions)])}
@@ -153,7 +157,7 @@ class Experiment:
                 self.buffer = ReplayBuffer(self.scheme, self.groups, args.buffer_size, steps, self.preprocess, where)
         full_scheme = EpisodeBatch(self.scheme, self.groups, 1, 1, preprocess=self.preprocess).scheme
         self.mac = resolve("mac", args.mac, mac_REGISTRY)(full_scheme, self.groups, args)
-        self.learner = resolve("learner", args.learner, learner_REGISTRY)(self.mac, full_scheme, logger, args)
+        self.learner = learner_class(self.mac, full_scheme, logger, args)
         if args.device != "cpu":
             self.learner.cuda()
         self.runner.setup(self.scheme, self.groups, self.preprocess, self.mac)
@@ -174,20 +178,21 @@ class Experiment:
         self._announce()
         started, t_start = time.monotonic(), runner.t_env
         progress = Progress(self.logger, t_start, args.t_max, "updates" if args.offline else "steps")
-        episode, updates, owed = 0, 0, 0.0
+        episode, updates = 0, 0
+        pace = Pace(args.batch_size, args.buffer_size, args.updates_per_episode)
         last_test = last_log = t_start - max(args.test_interval, args.log_interval) - 1
         last_save, summary = t_start, {}
         last_rollout, rollout_steps = -math.inf, 0
         try:
             while runner.t_env <= args.t_max - args.offline:
-                collected, more = self._collect()
-                episode, owed = episode + collected, owed + more
-                while owed >= 1:
-                    sample = buffer.sample(args.batch_size)
-                    if sample.device != args.device:
-                        sample.to(args.device)
-                    self._update(sample, episode)
-                    updates, owed = updates + 1, owed - 1
+                for collected, due in self._collect(pace):
+                    episode += collected
+                    for _ in range(due):
+                        sample = buffer.sample(args.batch_size)
+                        if sample.device != args.device:
+                            sample.to(args.device)
+                        self._update(sample, episode)
+                    updates += due
                 if self._rolls_out and updates and runner.t_env - last_rollout >= args.gate.rollout_interval:
                     rollout_steps += self._certify()
                     self.logger.log_stat("rollout_steps", rollout_steps, runner.t_env)
@@ -299,22 +304,22 @@ class Experiment:
         names = ("env", "n_agents", "n_actions", "obs_shape", "state_shape", "episode_limit", "bootstrap_time_limit")
         return {name: getattr(args, name) for name in names} | {"env_args": json.dumps(args.env_args, sort_keys=True)}
 
-    def _collect(self) -> tuple[int, float]:
-        """Play until an episode ends: how many did, and how many updates are due.
+    def _collect(self, pace: Pace) -> Iterator[tuple[int, int]]:
+        """Play until an episode ends: how many came into the replay, and how many updates are due behind them.
 
         Offline nothing is played: there is one update after another, and time counts them. For target networks an
         update counts as an episode, as it does where one is made for each.
         """
-        args = self.args
-        if args.offline:
+        if self.args.offline:
             self.runner.t_env += 1
-            return 1, 1.0
+            yield 1, 1
+            return
         batch = self.runner.run(test_mode=False)
-        self.buffer.insert_episode_batch(batch)
         if self.writer is not None:
             self.writer.append(batch)
-        enough = self.buffer.can_sample(args.batch_size)
-        return batch.batch_size, args.updates_per_episode * batch.batch_size if enough else 0.0
+        for part, due in pace.portions(batch):
+            self.buffer.insert_episode_batch(part)
+            yield part.batch_size, due
 
     def _update(self, sample: EpisodeBatch, episode: int) -> None:
         try:

@@ -73,7 +73,8 @@ def make_scheme(args) -> tuple[dict, dict, dict]:
     }
     if hasattr(args, "heads") and args.heads.reward_independent == "individual":
         scheme["individual_reward"] = {"vshape": (args.n_agents,), "dtype": number}
-    if hasattr(args, "behaviour") and args.behaviour.source == "stored":
+    stored = hasattr(args, "behaviour") and args.behaviour.source == "stored"
+    if stored or getattr(learner_REGISTRY[args.learner], "reads_behaviour", False):
         scheme["behaviour"] = {"vshape": (args.n_actions,), "group": "agents", "dtype": number}
     return scheme, {"agents": args.n_agents}, {"actions": ("actions_onehot", [OneHot(args.n_actions)])}
 
@@ -186,8 +187,7 @@ def networks(learner) -> dict[str, nn.Module]:
     found = {"agent": learner.mac.agent}
     if hasattr(learner, "target_mac"):
         found["target_agent"] = learner.target_mac.agent
-    if hasattr(learner, "critic"):
-        found |= {"critic": learner.critic, "target_critic": learner.target_critic}
+    found |= getattr(learner, "networks", {})  # of actor-critics
     if getattr(learner, "mixer", None) is not None:
         found |= {"mixer": learner.mixer, "target_mixer": learner.target_mixer}
     if hasattr(learner, "independent"):

@@ -1,7 +1,6 @@
 """From the agents' outputs to actions. Legend: B episodes, N agents, A actions."""
 
 import torch
-from torch.distributions import Categorical
 
 from components.epsilon_schedules import DecayThenFlatSchedule
 
@@ -23,7 +22,7 @@ class EpsilonGreedyActionSelector:
         if self.epsilon == 0.0:
             return greedy
         explore = torch.rand_like(agent_inputs[..., 0]) < self.epsilon
-        return torch.where(explore, Categorical(probs=avail_actions.float()).sample(), greedy)
+        return torch.where(explore, draw(avail_actions.float()), greedy)
 
     def policy(self, agent_inputs: torch.Tensor, avail_actions: torch.Tensor) -> torch.Tensor:
         """The probabilities that the last selection drew from, at its epsilon: (B, N, A)."""
@@ -49,7 +48,7 @@ class OneAtATimeActionSelector(EpsilonGreedyActionSelector):
         acting = torch.randint(N, (B, 1), device=agent_inputs.device)
         alone = (torch.arange(N, device=agent_inputs.device) == acting).long()
         explore = torch.rand(B, 1, device=agent_inputs.device) < self.epsilon
-        return torch.where(explore, Categorical(probs=avail_actions.float()).sample(), alone)
+        return torch.where(explore, draw(avail_actions.float()), alone)
 
     def policy(self, agent_inputs: torch.Tensor, avail_actions: torch.Tensor) -> torch.Tensor:
         """Each agent's own probabilities, (B, N, A); their product is not the team's."""
@@ -76,12 +75,21 @@ class MultinomialActionSelector:
         policy = agent_inputs.masked_fill(avail_actions == 0, 0.0)
         if test_mode and self.test_greedy:
             return policy.argmax(dim=-1)
-        return Categorical(probs=policy).sample()
+        return draw(policy)
 
     def policy(self, agent_inputs: torch.Tensor, avail_actions: torch.Tensor) -> torch.Tensor:
         """The probabilities that the last selection drew from: (B, N, A)."""
         weights = agent_inputs.masked_fill(avail_actions == 0, 0.0)
         return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def draw(weights: torch.Tensor) -> torch.Tensor:
+    """An index of the last dimension for each row of it, by these weights: (..., A) -> (...).
+
+    The first arrival of independent exponential clocks with these rates, as in torch.multinomial, whose checks of the
+    weights would wait for a GPU at every step.
+    """
+    return (weights / torch.empty_like(weights).exponential_()).argmax(dim=-1)
 
 
 REGISTRY = {

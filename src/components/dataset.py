@@ -239,7 +239,7 @@ class _Opened:
         episodes = self.attributes["episodes"]
         if "behaviour" in fields and "behaviour" not in self.found:
             self.refuse(
-                "lacks behaviour, the probabilities of the actions, which behaviour.source=stored reads; "
+                "lacks behaviour, the probabilities of the actions, which this run reads; "
                 "set behaviour.source=bc_rnn (or empirical), or record it again"
             )
         if missing := sorted(fields.keys() - self.found.keys()):

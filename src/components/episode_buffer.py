@@ -111,7 +111,7 @@ class EpisodeBatch:
                 raise KeyError(f"{unknown} are not fields of this batch; it has {sorted(self.scheme)}")
             sources = [source for source, (name, _) in self.preprocess.items() if name in item]
             kept = {*item, *sources, "filled"}  # a derived field needs what it is derived from
-            return self._with(
+            return self.over(
                 SimpleNamespace(
                     transition_data={k: v for k, v in self.data.transition_data.items() if k in kept},
                     episode_data={k: v for k, v in self.data.episode_data.items() if k in kept},
@@ -120,12 +120,11 @@ class EpisodeBatch:
             )
         bs, ts = item if isinstance(item, tuple) else (item, slice(None))
         bs, ts = _as_index(bs), _as_index(ts)
-        return self._with(
+        return self.over(
             SimpleNamespace(
                 transition_data={k: v[bs][:, ts] for k, v in self.data.transition_data.items()},
                 episode_data={k: v[bs] for k, v in self.data.episode_data.items()},
-            ),
-            self.preprocess,
+            )
         )
 
     def to(self, device) -> None:
@@ -150,8 +149,9 @@ class EpisodeBatch:
             value = value * filled.reshape(*filled.shape[:2], *(1,) * (value.dim() - 2)).to(value.dtype)
         return value
 
-    def _with(self, data: SimpleNamespace, preprocess: dict) -> "EpisodeBatch":
+    def over(self, data: SimpleNamespace, preprocess: dict | None = None) -> "EpisodeBatch":
         """A batch of the same scheme over other tensors."""
+        preprocess = self.preprocess if preprocess is None else preprocess
         filled = data.transition_data["filled"]
         scheme = {k: v for k, v in self.scheme.items() if k in data.transition_data or k in data.episode_data}
         return EpisodeBatch(scheme, self.groups, filled.shape[0], filled.shape[1], data, preprocess, device=self.device)
@@ -224,14 +224,13 @@ class ReplayBuffer(EpisodeBatch):
         longest = int(self._lengths[rows].max())
         index = torch.as_tensor(rows, device=self.device)
         # Cut first, so that the gather copies no padding.
-        return self._with(
+        return self.over(
             SimpleNamespace(
                 transition_data={
                     k: v[:, :longest].index_select(0, index) for k, v in self.data.transition_data.items()
                 },
                 episode_data={k: v.index_select(0, index) for k, v in self.data.episode_data.items()},
-            ),
-            self.preprocess,
+            )
         )
 
 

@@ -125,6 +125,8 @@ class Run(Section):
     adv_hypernet_embed: Count
     quantiles: Count
     critic: Name | None
+    critic_hidden_dim: Count
+    critic_train_reps: Count
     entropy_coef: NonNegative
     opt_loss: NonNegative
     nopt_min_loss: NonNegative
@@ -204,6 +206,13 @@ class Weighting(Section):
     alpha: PositiveShare
     central_loss: Positive
     central_embed_dim: Count
+
+
+class PPO(Section):
+    epochs: Count
+    clip: Annotated[float, Field(gt=0, lt=1)]
+    value_clip: Positive | None
+    normalise_values: bool
 
 
 class Smax(Section):
@@ -295,13 +304,15 @@ METHOD_BLOCKS: dict[str, type[Section]] = {
     "munchausen": Munchausen,
     "behaviour": Behaviour,
 }
-BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting}
+BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting, "ppo": PPO}
 # The blocks that each learner of this project reads; plug-ins may have any.
 LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "q_learner": (),
     "quantile_q_learner": (),
     "lica_learner": (),
     "greedy_lica_learner": ("conservative", "gate", "munchausen", "behaviour"),
+    "ppo_learner": ("ppo",),
+    "coma_learner": (),
     "greedy_q_learner": tuple(METHOD_BLOCKS),
     "greedy_quantile_q_learner": tuple(METHOD_BLOCKS),
     "qtran_learner": (),
@@ -313,9 +324,15 @@ LEARNERS_OF_MIXER: dict[str, tuple[str, ...]] = {
     "qtran_alt": ("qtran_learner",),
     "dmaq": ("q_learner", "weighted_q_learner"),
 }
-ACTOR_CRITICS = ("lica_learner", "greedy_lica_learner")
+# The actor-critics, and the critics of this project that each of them can ask.
+CRITICS_OF_LEARNER: dict[str, tuple[str, ...]] = {
+    "lica_learner": ("lica",),
+    "greedy_lica_learner": ("lica",),
+    "ppo_learner": ("value", "central_value"),
+    "coma_learner": ("coma",),
+}
 # Learners of this project whose losses hold for the play of their own present policies alone.
-ON_POLICY = ("lica_learner", "greedy_lica_learner")
+ON_POLICY = ("lica_learner", "greedy_lica_learner", "ppo_learner", "coma_learner")
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
     "matrix_games": MatrixGames,
@@ -646,7 +663,7 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             "quantiles",
             "learner",
         )
-    if config["learner"] in ACTOR_CRITICS:
+    if config["learner"] in CRITICS_OF_LEARNER:
         yield from _actor_critic_conflicts(config)
     elif config["learner"] in LEARNER_BLOCKS:
         if config["critic"] is not None:
@@ -676,16 +693,18 @@ def _offline_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Settings of Q learners that actors and their critic cannot have: why, and the keys."""
-    if config["critic"] is None:
-        yield "the actors ascend a critic; set critic=lica", "learner", "critic"
+    fitting = CRITICS_OF_LEARNER[config["learner"]]
+    known = {None, *(critic for critics in CRITICS_OF_LEARNER.values() for critic in critics)}
+    if config["critic"] in known - {*fitting}:
+        yield f"its actors learn from another critic; set critic={' or '.join(fitting)}", "learner", "critic"
     if config["agent_output_type"] != "pi_logits":
-        message = "its critic reads probabilities; set agent_output_type=pi_logits"
+        message = "its actors have policies; set agent_output_type=pi_logits"
         yield message, "learner", "agent_output_type"
     if config["action_selector"] == "epsilon_greedy":
         message = "actors draw from their policies, not the likeliest action; set action_selector=multinomial"
         yield message, "learner", "action_selector"
     if config["mixer"] is not None:
-        yield "its critic mixes the agents' policies itself; set mixer=null", "learner", "mixer"
+        yield "actors have no values to mix; set mixer=null", "learner", "mixer"
     if config["mac"] in ("gated_mac", "quantile_mac"):
         yield "that controller's networks give values, no policies; set mac=basic_mac", "learner", "mac"
     if config["learner"] == "greedy_lica_learner":

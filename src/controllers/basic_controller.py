@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from components.action_selectors import REGISTRY as action_REGISTRY
 from modules.agents import REGISTRY as agent_REGISTRY
-from utils.networks import step_features
+from utils.networks import sequence_input_size, sequence_inputs, step_features, unroll_network
 from utils.registry import resolve
 
 
@@ -124,26 +124,14 @@ class BasicMAC:
             inputs.append(onehot)
         if self.args.obs_agent_id:
             inputs.append(torch.eye(self.n_agents, device=batch.device).expand(bs, -1, -1))
-        return torch.cat([x.reshape(bs * self.n_agents, -1) for x in inputs], dim=1)
+        return torch.cat(inputs, dim=-1).flatten(0, 1)
 
     def _build_sequence_inputs(self, batch) -> torch.Tensor:
         """`_build_inputs` for all steps at once: (T, B, N, I)."""
-        obs = batch["obs"].transpose(0, 1)
-        inputs = [obs]
-        if self.args.obs_last_action:
-            onehot = batch["actions_onehot"].transpose(0, 1)
-            inputs.append(torch.cat([torch.zeros_like(onehot[:1]), onehot[:-1]]))
-        if self.args.obs_agent_id:
-            inputs.append(torch.eye(self.n_agents, device=obs.device).expand(*obs.shape[:2], -1, -1))
-        return torch.cat(inputs, dim=-1)
+        return sequence_inputs(batch, self.args)
 
     def _get_input_shape(self, scheme) -> int:
-        size = scheme["obs"]["vshape"]
-        if self.args.obs_last_action:
-            size += scheme["actions_onehot"]["vshape"][0]
-        if self.args.obs_agent_id:
-            size += self.n_agents
-        return size
+        return sequence_input_size(scheme, self.args)
 
     def _step_is_overridden(self) -> bool:
         cls = type(self)
@@ -160,15 +148,3 @@ class BasicMAC:
             epsilon = self.action_selector.epsilon
             policy = (1 - epsilon) * policy + epsilon / avail.sum(dim=-1, keepdim=True).clamp(min=1)
         return policy.masked_fill(~avail, 0.0)
-
-
-def unroll_network(network, inputs: torch.Tensor) -> torch.Tensor:
-    """An agent's network on sequences from fresh memory, stepped if it has no `unroll`: (T, R, I) -> (T, R, A)."""
-    hidden = network.init_hidden().expand(inputs.shape[1], -1)
-    if hasattr(network, "unroll"):
-        return network.unroll(inputs, hidden)[0]
-    outputs = []
-    for step in inputs:
-        values, hidden = network(step, hidden)
-        outputs.append(values)
-    return torch.stack(outputs)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from controllers.basic_controller import BasicMAC, unroll_network
+from controllers.basic_controller import BasicMAC
 from modules.agents import REGISTRY as agent_REGISTRY
+from utils.networks import unroll_network
 from utils.registry import resolve
 
 INDEPENDENT, COOPERATIVE = 0, 1

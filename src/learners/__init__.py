@@ -1,8 +1,10 @@
 """Learners: from a batch of episodes to one gradient step."""
 
+from learners.coma_learner import COMALearner
 from learners.greedy_lica_learner import GreedyLICALearner
 from learners.greedy_q_learner import GreedyQLearner
 from learners.lica_learner import LICALearner
+from learners.ppo_learner import PPOLearner
 from learners.q_learner import QLearner
 from learners.qtran_learner import QTranLearner
 from learners.quantile_q_learner import GreedyQuantileQLearner, QuantileQLearner
@@ -15,6 +17,8 @@ REGISTRY = {
     "greedy_quantile_q_learner": GreedyQuantileQLearner,
     "lica_learner": LICALearner,
     "greedy_lica_learner": GreedyLICALearner,
+    "ppo_learner": PPOLearner,
+    "coma_learner": COMALearner,
     "qtran_learner": QTranLearner,
     "weighted_q_learner": WeightedQLearner,
 }

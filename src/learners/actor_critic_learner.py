@@ -33,6 +33,7 @@ class Losses:
 class ActorCriticLearner:
     # Attributes that change with every batch: running statistics, restored if the update fails.
     statistics: tuple[str, ...] = ("reward_moments",)
+    reads_behaviour = False  # whether the replay has to keep the probabilities that actions were drawn with
 
     def __init__(self, mac, scheme, logger, args):
         self.args = args

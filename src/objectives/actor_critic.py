@@ -1,8 +1,8 @@
-"""Actors that ascend a critic's value of their action probabilities, as in LICA (Zhou et al. 2020).
+"""Actors and their critics: policy gradients, and actors that ascend a critic's value of their action probabilities.
 
-The critic is a function Q(s, p_1, ..., p_N) of the agents' policies that is trained at actions, their one-hot vectors,
-and evaluated at the probabilities. Legend: B episodes, T steps, N agents, A actions. Policies are 0 where an action is
-not available.
+The latter is LICA's (Zhou et al. 2020): the critic is a function Q(s, p_1, ..., p_N) of the agents' policies that is
+trained at actions, their one-hot vectors, and evaluated at the probabilities. Legend: B episodes, T steps, N agents, A
+actions. Policies are 0 where an action is not available.
 """
 
 import torch
@@ -19,14 +19,52 @@ def next_values(q_next: torch.Tensor, q_policy: torch.Tensor, mask: torch.Tensor
     was cut uses.
 
     Args:
-        q_next: (B, T, 1), Q of the joint action that is logged at step t+1.
-        q_policy: (B, T, 1), Q of the policies at step t+1.
-        mask: (B, T, 1), 1 where step t was played.
+        q_next: (B, T, X), Q of the joint action that is logged at step t+1.
+        q_policy: (B, T, X), Q of the policies at step t+1.
+        mask: (B, T, X), 1 where step t was played.
     """
     check_same_shape(q_next=q_next, q_policy=q_policy, mask=mask)
     played_next = torch.zeros_like(mask)
     played_next[:, :-1] = mask[:, 1:]
     return torch.where(played_next.bool(), q_next, q_policy)
+
+
+def log_probability(policy: torch.Tensor, actions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """log pi(a) of the actions that were taken, (B, T, N); 0, without gradient, where nothing was played.
+
+    Args:
+        policy: (B, T, N, A). actions: (B, T, N, 1). mask: (B, T, N).
+    """
+    check_shape("actions", actions, (*policy.shape[:3], 1))
+    check_shape("mask", mask, policy.shape[:3])
+    taken = policy.gather(3, actions).squeeze(3).masked_fill(mask == 0, 1.0)
+    return taken.clamp(min=LEAST).log()
+
+
+def policy_gradient_loss(log_pi: torch.Tensor, advantage: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """-mean over played steps and agents of log pi(a) A; no gradient flows into the advantage.  (Williams 1992)
+
+    Args:
+        log_pi, advantage, mask: (B, T, N), one shape.
+    """
+    check_same_shape(log_pi=log_pi, advantage=advantage, mask=mask)
+    return -masked_mean(log_pi * advantage.detach(), mask)
+
+
+def counterfactual_advantage(q: torch.Tensor, policy: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """A_i = Q(s, a) - sum_a' pi_i(a') Q(s, a', a_-i): what agent i's action added to what it does on average.
+
+    (Foerster et al. 2018, equation 4)
+
+    Args:
+        q: (B, T, N, A), the value of each of agent i's actions with the others' as they were.
+        policy: (B, T, N, A). actions: (B, T, N, 1), available ones.
+
+    Returns:
+        (B, T, N).
+    """
+    check_shape("actions", actions, (*q.shape[:3], 1))
+    return q.gather(3, actions).squeeze(3) - policy_value(q, policy)
 
 
 def policy_value(q: torch.Tensor, policy: torch.Tensor) -> torch.Tensor:

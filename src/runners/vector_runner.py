@@ -4,7 +4,8 @@ An environment that ends starts its next episode at once, so E environments alwa
 in the replay. Legend: E environments, N agents.
 """
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 
 import torch
 
@@ -17,23 +18,41 @@ from utils.seeding import RandomStream
 ALL = slice(None)
 
 
+class _Window(Mapping):
+    """Two neighbouring steps of some episodes, each field gathered when it is read."""
+
+    def __init__(self, store: Mapping[str, torch.Tensor], rows: torch.Tensor, first: torch.Tensor):
+        self.store = store
+        self.at = (rows.unsqueeze(1), torch.stack([first, first + 1], dim=1))
+        self.gathered: dict[str, torch.Tensor] = {}
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        if key not in self.gathered:
+            self.gathered[key] = self.store[key][self.at]
+        return self.gathered[key]
+
+    def __contains__(self, key) -> bool:
+        return key in self.store
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.store)
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+
 class Rollout:
-    """E environments, what their agents see and remember now, how far each episode is, and what happened in it.
+    """E environments, what their agents see and remember now, how far each episode is, and what happened in it."""
 
-    Args:
-        episodes: E open episodes, of as many steps as the environments allow; None where nothing is to be kept.
-    """
-
-    def __init__(self, env: VectorEnv, new_batch, mac, device, episodes: EpisodeBatch | None = None):
+    def __init__(self, env: VectorEnv, new_batch, mac, device):
         self.env = env
         self.mac = mac
         self.rows = torch.arange(env.n_envs, device=device)
-        # PyMARL's controllers look at steps t and t-1 of a batch. Environments are at different steps, so the
-        # controller sees a window of two steps, and acts at its second.
-        self.window: EpisodeBatch = new_batch(env.n_envs, 2)
         self.steps = torch.zeros(env.n_envs, dtype=torch.long, device=device)
         self.returns = torch.zeros(env.n_envs, device=device)
-        self.episodes: Any = episodes
+        # The open episodes. Step t lies at t + 1: what is before an episode's first step is empty.
+        self.episodes: EpisodeBatch = new_batch(env.n_envs, 1 + env.episode_limit + 1)
+        self.store: dict[str, torch.Tensor] = self.episodes.data.transition_data
 
     def start(self) -> None:
         """Begin a fresh episode in every environment."""
@@ -42,8 +61,7 @@ class Rollout:
         self.hidden = self.mac.hidden_states
         self.steps.zero_()
         self.returns.zero_()
-        if self.episodes is not None:
-            self.episodes.data.transition_data["filled"].zero_()
+        self.store["filled"].zero_()
 
     def step(self, t_env: int, test_mode: bool, bootstrap_time_limit: bool = True) -> tuple[VectorStep, torch.Tensor]:
         """Act in all environments: what came of it, and where an episode ended (E,) bool."""
@@ -62,66 +80,56 @@ class Rollout:
 
     def take(self, rows: list[int], outcome: VectorStep) -> EpisodeBatch:
         """The episodes of these environments, which have just ended, with their final observations."""
-        store = self.episodes.data.transition_data
         index = self.rows[rows]
-        at = (index, self.steps[index])
-        store["obs"][at] = outcome.final.obs[index]
-        store["state"][at] = outcome.final.state[index]
-        store["avail_actions"][at] = outcome.final.avail[index]
-        store["filled"][at] = 1
-        for key in store.keys() & {"actions", "reward", "terminated", "individual_reward", "behaviour"}:
-            store[key][at] = 0
-        batch = self.episodes[rows, :]
+        at = (index, self.steps[index] + 1)
+        self._write(at, outcome.final, index)
+        for key in self.store.keys() & {"actions", "reward", "terminated", "individual_reward", "behaviour"}:
+            self.store[key][at] = 0
+        batch = self.episodes[rows, 1:]
         # Behind the end, slots still hold their previous episode; padding is zero, as in PyMARL.
+        filled = batch["filled"].clone()
         for value in batch.data.transition_data.values():
-            value *= batch["filled"].reshape(*batch["filled"].shape[:2], *(1,) * (value.dim() - 2)).to(value.dtype)
+            value *= filled.reshape(*filled.shape[:2], *(1,) * (value.dim() - 2)).to(value.dtype)
         return batch
 
     def _act(self, rows: slice | torch.Tensor, t_env: int, test_mode: bool) -> torch.Tensor:
         """Choose actions for these environments, (len(rows), N), and write down what they saw and do."""
-        window = self.window.data.transition_data
-        fresh = self.rows[rows][self.steps[rows] == 0]  # of others, the last actions are still to be seen
-        for key in ("obs", "state", "avail_actions"):
-            window[key][rows, 0] = window[key][rows, 1]
-            window[key][fresh, 0] = 0
-        window["actions"][fresh, 0] = 0
-        window["filled"][rows, 0] = (self.steps[rows] > 0).long().unsqueeze(1)
-        window["filled"][rows, 1] = 1
-        window["obs"][rows, 1] = self.now.obs[rows]
-        window["state"][rows, 1] = self.now.state[rows]
-        window["avail_actions"][rows, 1] = self.now.avail[rows]
+        index, steps = self.rows[rows], self.steps[rows]
+        at = (index, steps + 1)
+        self._write(at, self.now, rows)
+        window = _Window(self.store, index, steps)  # PyMARL's controllers look at steps t and t - 1 of a batch
+        batch = self.episodes.over(SimpleNamespace(transition_data=window, episode_data={}))
+        hidden = self.hidden
+        if not isinstance(rows, slice):
+            hidden = hidden.reshape(self.env.n_envs, self.env.n_agents, -1)
+        self.mac.hidden_states = hidden[rows]  # the learner uses the same controller between our steps
+        actions = self.mac.select_actions(batch, t_ep=1, t_env=t_env, test_mode=test_mode)
         if isinstance(rows, slice):
-            self.mac.hidden_states = self.hidden  # the learner uses the same controller between our steps
-            actions = self.mac.select_actions(self.window, t_ep=1, t_env=t_env, test_mode=test_mode)
             self.hidden = self.mac.hidden_states
         else:
-            hidden = self.hidden.reshape(self.env.n_envs, self.env.n_agents, -1)
-            self.mac.hidden_states = hidden[rows]
-            actions = self.mac.select_actions(self.window[rows, :], t_ep=1, t_env=t_env, test_mode=test_mode)
             self.hidden = hidden.index_copy(0, rows, self.mac.hidden_states.reshape(len(rows), *hidden.shape[1:]))
-        window["actions"][rows, 0] = actions.unsqueeze(-1)
-        if self.episodes is not None:
-            store, at = self.episodes.data.transition_data, (self.rows[rows], self.steps[rows])
-            store["obs"][at] = self.now.obs[rows]
-            store["state"][at] = self.now.state[rows]
-            store["avail_actions"][at] = self.now.avail[rows]
-            store["actions"][at] = actions.unsqueeze(-1)
-            if "behaviour" in store:
-                store["behaviour"][at] = self.mac.behaviour
-            store["filled"][at] = 1
+        self.store["actions"][at] = actions.unsqueeze(-1)
+        if "behaviour" in self.store:
+            self.store["behaviour"][at] = self.mac.behaviour
         return actions
+
+    def _write(self, at: tuple[torch.Tensor, torch.Tensor], seen: Observation, rows) -> None:
+        """Write down, at these places of the store, what these environments show."""
+        self.store["obs"][at] = seen.obs[rows]
+        self.store["state"][at] = seen.state[rows]
+        self.store["avail_actions"][at] = seen.avail[rows]
+        self.store["filled"][at] = 1
 
     def _settle(self, rows: slice | torch.Tensor, outcome: VectorStep, bootstrap_time_limit: bool) -> torch.Tensor:
         """Write down what came of the actions of these environments; where an episode ended (E,) bool."""
         ended = outcome.terminated | outcome.truncated
-        if self.episodes is not None:
-            store, at = self.episodes.data.transition_data, (self.rows[rows], self.steps[rows])
-            terminal = outcome.terminated if bootstrap_time_limit else ended
-            store["reward"][at] = outcome.reward[rows].unsqueeze(-1)
-            store["terminated"][at] = terminal[rows].unsqueeze(-1).to(torch.uint8)
-            if "individual_reward" in store:
-                assert outcome.individual_reward is not None
-                store["individual_reward"][at] = outcome.individual_reward[rows]
+        store, at = self.store, (self.rows[rows], self.steps[rows] + 1)
+        terminal = outcome.terminated if bootstrap_time_limit else ended
+        store["reward"][at] = outcome.reward[rows].unsqueeze(-1)
+        store["terminated"][at] = terminal[rows].unsqueeze(-1).to(torch.uint8)
+        if "individual_reward" in store:
+            assert outcome.individual_reward is not None
+            store["individual_reward"][at] = outcome.individual_reward[rows]
         self.steps[rows] += 1
         self.returns += outcome.reward
         return ended
@@ -130,8 +138,7 @@ class Rollout:
         """Begin an episode in these environments (indices, or (E,) bool)."""
         self.steps[rows] = 0
         self.returns[rows] = 0.0
-        if self.episodes is not None:
-            self.episodes.data.transition_data["filled"][rows] = 0
+        self.store["filled"][rows] = 0
         hidden = self.hidden.reshape(self.env.n_envs, self.env.n_agents, -1).clone()
         self.mac.init_hidden(self.env.n_envs)
         hidden[rows] = self.mac.hidden_states.reshape(hidden.shape)[rows]
@@ -162,8 +169,7 @@ class VectorRunner:
 
         self.mac = mac
         self._new_batch = new_batch
-        episodes = new_batch(self.batch_size, self.episode_limit + 1)
-        self.rollout = self.rollout_class(self.env, new_batch, mac, self.args.device, episodes)
+        self.rollout = self.rollout_class(self.env, new_batch, mac, self.args.device)
         self.reset()
 
     def get_env_info(self) -> dict:
@@ -211,7 +217,7 @@ class VectorRunner:
         """Play exactly `n_episodes` test episodes, log their statistics and return them."""
         statistics = EpisodeStatistics("test_")
         with self.test_random:
-            for rollout, outcome, rows in self._test_episodes(n_episodes, keep=False):
+            for rollout, outcome, rows in self._test_episodes(n_episodes):
                 for e in rows:
                     self._count(statistics, rollout, e, outcome)
         summary = statistics.summary()
@@ -224,14 +230,14 @@ class VectorRunner:
         played = self._new_batch(n_episodes, self.episode_limit + 1)
         count = 0
         with self.test_random:
-            for rollout, outcome, rows in self._test_episodes(n_episodes, keep=True):
+            for rollout, outcome, rows in self._test_episodes(n_episodes):
                 episodes = rollout.take(rows, outcome).data.transition_data
                 for key, value in played.data.transition_data.items():
                     value[count : count + len(rows)] = episodes[key]
                 count += len(rows)
         return played
 
-    def _test_episodes(self, n_episodes: int, keep: bool):
+    def _test_episodes(self, n_episodes: int):
         """Play test episodes; yields the rollout, a step's outcome and the environments whose episode ended in it.
 
         Every environment plays a fixed share of them: taking the first that end would favour short episodes.
@@ -242,8 +248,7 @@ class VectorRunner:
             env_args = {**self.args.env_args, "seed": seed}
             self.test_env = self._make_env(n_envs, env_args, "test_worker")
         n_envs = self.test_env.n_envs
-        episodes = self._new_batch(n_envs, self.episode_limit + 1) if keep else None
-        rollout = self.rollout_class(self.test_env, self._new_batch, self.mac, self.args.device, episodes)
+        rollout = self.rollout_class(self.test_env, self._new_batch, self.mac, self.args.device)
         rollout.start()
         remaining = [n_episodes // n_envs + (e < n_episodes % n_envs) for e in range(n_envs)]
         while any(remaining):

@@ -28,6 +28,40 @@ def unroll(mac, batch, test_mode: bool = False) -> torch.Tensor:
     return torch.stack([mac.forward(batch, t=t, **mode) for t in range(batch.max_seq_length)], dim=1)
 
 
+def unroll_network(network, inputs: torch.Tensor) -> torch.Tensor:
+    """An agent's network on sequences from fresh memory, stepped if it has no `unroll`: (T, R, I) -> (T, R, A)."""
+    hidden = network.init_hidden().expand(inputs.shape[1], -1)
+    if hasattr(network, "unroll"):
+        return network.unroll(inputs, hidden)[0]
+    outputs = []
+    for step in inputs:
+        values, hidden = network(step, hidden)
+        outputs.append(values)
+    return torch.stack(outputs)
+
+
+def sequence_inputs(batch, args) -> torch.Tensor:
+    """What each agent sees at every step: observation, last action, own number, as the obs_ keys say: (T, B, N, I)."""
+    obs = batch["obs"].transpose(0, 1)
+    inputs = [obs]
+    if args.obs_last_action:
+        onehot = batch["actions_onehot"].transpose(0, 1)
+        inputs.append(torch.cat([torch.zeros_like(onehot[:1]), onehot[:-1]]))
+    if args.obs_agent_id:
+        inputs.append(torch.eye(args.n_agents, device=obs.device).expand(*obs.shape[:2], -1, -1))
+    return torch.cat(inputs, dim=-1)
+
+
+def sequence_input_size(scheme, args) -> int:
+    """I of `sequence_inputs`."""
+    size = scheme["obs"]["vshape"]
+    if args.obs_last_action:
+        size += scheme["actions_onehot"]["vshape"][0]
+    if args.obs_agent_id:
+        size += args.n_agents
+    return size
+
+
 def build_optimiser(params: list[nn.Parameter], lr: float, args) -> torch.optim.Optimizer:
     """The optimiser that `args.optimizer` names, with step size `lr`."""
     if args.optimizer == "adam":

@@ -764,7 +764,7 @@ def test_options_of_the_method_that_do_make_sense_are_taken(updates):
 @pytest.mark.parametrize(
     ("alg", "update", "found", "remedy"),
     [
-        ("lica", "critic=None", "critic=None", "the actors ascend a critic; set critic=lica"),
+        ("lica", "critic=None", "critic=None", "its actors learn from another critic; set critic=lica"),
         ("lica", "agent_output_type=q", "action_selector='multinomial'", "set agent_output_type=pi_logits"),
         (
             "lica",
@@ -772,7 +772,7 @@ def test_options_of_the_method_that_do_make_sense_are_taken(updates):
             "action_selector='epsilon_greedy'",
             "set action_selector=multinomial",
         ),
-        ("lica", "mixer=qmix", "mixer='qmix'", "its critic mixes the agents' policies itself; set mixer=null"),
+        ("lica", "mixer=qmix", "mixer='qmix'", "actors have no values to mix; set mixer=null"),
         ("lica", "mac=gated_mac", "mac='gated_mac'", "give values, no policies; set mac=basic_mac"),
         ("greedy_lica", "gate.metric=cert", "gate.metric='cert'", "not tell them apart; set gate.metric=gap or td"),
         ("greedy_lica", "gate.target=min", "gate.target='min'", "each on its own value; set gate.target=own"),
@@ -794,7 +794,7 @@ def test_options_of_the_method_that_do_make_sense_are_taken(updates):
         ("greedy_lica", "munchausen.source=alt_utility", "munchausen.source='alt_utility'", "(or self)"),
         ("greedy_lica", "munchausen.who=others", "munchausen.who='others'", "set munchausen.who=own"),
         ("greedy_lica", "heads.act=global", "heads.act='global'", "greedy_vdn, m_iql, m_qmix"),
-        ("greedy_lica", "mixer=qmix", "mixer='qmix'", "its critic mixes the agents' policies itself; set mixer=null"),
+        ("greedy_lica", "mixer=qmix", "mixer='qmix'", "actors have no values to mix; set mixer=null"),
         ("greedy_qmix", "gate.op=policy", "gate.op='policy'", "no policies apart from their values; set gate.op=max"),
         ("greedy_qmix", "conservative.joint=policy", "conservative.joint='policy'", "set conservative.joint=max"),
         ("qmix", "critic=lica", "critic='lica'", "Q learners have no critic; set critic=null, or learner=lica_learner"),

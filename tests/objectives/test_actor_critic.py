@@ -33,6 +33,74 @@ def test_next_values_by_hand():
         actor_critic.next_values(q_next, q_policy, mask[:, :2])
 
 
+# Policy gradients
+
+
+def test_log_probabilities_and_the_policy_gradient_by_hand():
+    """The second step is padding."""
+    policy = torch.tensor([[0.25, 0.75], [0.0, 1.0]]).view(1, 2, 1, 2).requires_grad_()
+    actions, mask = torch.tensor([1, 0]).view(1, 2, 1, 1), torch.tensor([1.0, 0.0]).view(1, 2, 1)
+    log_pi = actor_critic.log_probability(policy, actions, mask)
+    assert log_pi.flatten().tolist() == pytest.approx([math.log(0.75), 0])
+    advantage = torch.tensor([3.0, 1e6]).view(1, 2, 1).requires_grad_()
+    loss = actor_critic.policy_gradient_loss(log_pi, advantage, mask)
+    assert loss.item() == pytest.approx(-3 * math.log(0.75))
+    gradient, none = torch.autograd.grad(loss, [policy, advantage], allow_unused=True)
+    assert gradient.flatten().tolist() == pytest.approx([0, -3 / 0.75, 0, 0])
+    assert none is None
+    with pytest.raises(ValueError, match="actions must have shape"):
+        actor_critic.log_probability(policy, actions.squeeze(3), mask)
+    with pytest.raises(ValueError, match="shapes must be equal"):
+        actor_critic.policy_gradient_loss(log_pi, advantage, mask[:, :1])
+
+
+@pytest.mark.usefixtures("double")
+def test_the_policy_gradient_in_nested_loops():
+    policy, avail = policies()
+    actions = avail.long().argmax(dim=-1, keepdim=True)
+    advantage, mask = torch.randn(B, T, N), torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    mask = mask.unsqueeze(-1).expand(B, T, N)
+    log_pi = actor_critic.log_probability(policy, actions, mask)
+    terms = []
+    for b in range(B):
+        for t in range(T):
+            for i in range(N):
+                if mask[b, t, i] == 1:
+                    terms.append(math.log(policy[b, t, i, actions[b, t, i, 0]]) * advantage[b, t, i].item())
+    found = actor_critic.policy_gradient_loss(log_pi, advantage, mask).item()
+    assert found == pytest.approx(-sum(terms) / len(terms))
+
+
+def test_the_counterfactual_advantage_by_hand():
+    """0.5 * 4 + 0.25 * 2 + 0.25 * (-2) = 2 is what the agent gets on average; its second action gets it 2."""
+    q, policy = torch.tensor([4.0, 2.0, -2.0]).view(1, 1, 1, 3), torch.tensor([0.5, 0.25, 0.25]).view(1, 1, 1, 3)
+    for action, expected in ((0, 2.0), (1, 0.0), (2, -4.0)):
+        found = actor_critic.counterfactual_advantage(q, policy, torch.full((1, 1, 1, 1), action))
+        assert found.item() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="actions must have shape"):
+        actor_critic.counterfactual_advantage(q, policy, torch.zeros(1, 1, 1, dtype=torch.long))
+
+
+@pytest.mark.usefixtures("double")
+def test_the_counterfactual_advantage_in_nested_loops():
+    """It averages to 0 over an agent's policy, and actions that cannot be taken have no part in it."""
+    policy, avail = policies()
+    q = torch.randn(B, T, N, A)
+    average = torch.zeros(B, T, N)
+    for a in range(A):
+        actions = torch.full((B, T, N, 1), a)
+        found = actor_critic.counterfactual_advantage(q, policy, actions)
+        wild = q.masked_fill(~avail & (torch.arange(A) != a), torch.inf)
+        assert torch.equal(found, actor_critic.counterfactual_advantage(wild, policy, actions))
+        average += policy[..., a] * found
+        for b in range(B):
+            for t in range(T):
+                for i in range(N):
+                    baseline = sum(policy[b, t, i, k].item() * q[b, t, i, k].item() for k in range(A))
+                    assert found[b, t, i].item() == pytest.approx(q[b, t, i, a].item() - baseline)
+    torch.testing.assert_close(average, torch.zeros(B, T, N))
+
+
 # Policies
 
 

@@ -1,10 +1,17 @@
-"""Centralised critics: the team's value of what the agents do, known in training only.
+"""Critics: what the policies are worth, known in training only.
 
-A critic is built as `critic(scheme, args)` and called as `critic(policies, states)`, (B, T, N, A) and (B, T, S) ->
-(B, T, 1); a policy may be the one-hot vector of an action. `greedy_lica_learner` also needs the methods
-`counterfactual` and `deviation` of `LICACritic`.
+A critic is built as `critic(scheme, args)`. What it is asked depends on the learner:
+
+- `lica_learner`, `greedy_lica_learner`: `critic(policies, states)`, (B, T, N, A) and (B, T, S) -> (B, T, 1), the team's
+  value of what the agents do; a policy may be the one-hot vector of an action. The greedy one also needs the methods
+  `counterfactual` and `deviation` of `LICACritic`.
+- `ppo_learner`: `critic(batch)` -> (B, T, N, 1), the value of the situation to every agent.
+- `coma_learner`: `critic(batch, actions=joint)`, (B, T, N, A) one-hot vectors -> (B, T, N, A), the value of each of an
+  agent's actions with the others' as they are.
 """
 
+from modules.critics.coma import COMACritic
 from modules.critics.lica import LICACritic
+from modules.critics.value import CentralValueCritic, ValueCritic
 
-REGISTRY = {"lica": LICACritic}
+REGISTRY = {"lica": LICACritic, "value": ValueCritic, "central_value": CentralValueCritic, "coma": COMACritic}
