@@ -208,6 +208,11 @@ class Weighting(Section):
     central_embed_dim: Count
 
 
+class Implicit(Section):
+    policy_temperature: Positive
+    value_temperature: Positive
+
+
 class PPO(Section):
     epochs: Count
     clip: Annotated[float, Field(gt=0, lt=1)]
@@ -304,7 +309,7 @@ METHOD_BLOCKS: dict[str, type[Section]] = {
     "munchausen": Munchausen,
     "behaviour": Behaviour,
 }
-BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting, "ppo": PPO}
+BLOCKS: dict[str, type[Section]] = {**METHOD_BLOCKS, "weighting": Weighting, "ppo": PPO, "implicit": Implicit}
 # The blocks that each learner of this project reads; plug-ins may have any.
 LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "q_learner": (),
@@ -313,6 +318,7 @@ LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "greedy_lica_learner": ("conservative", "gate", "munchausen", "behaviour"),
     "ppo_learner": ("ppo",),
     "coma_learner": (),
+    "icq_learner": ("implicit",),
     "greedy_q_learner": tuple(METHOD_BLOCKS),
     "greedy_quantile_q_learner": tuple(METHOD_BLOCKS),
     "qtran_learner": (),
@@ -330,6 +336,7 @@ CRITICS_OF_LEARNER: dict[str, tuple[str, ...]] = {
     "greedy_lica_learner": ("lica",),
     "ppo_learner": ("value", "central_value"),
     "coma_learner": ("coma",),
+    "icq_learner": ("icq",),
 }
 # Learners of this project whose losses hold for the play of their own present policies alone.
 ON_POLICY = ("lica_learner", "greedy_lica_learner", "ppo_learner", "coma_learner")
@@ -707,6 +714,8 @@ def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]
         yield "actors have no values to mix; set mixer=null", "learner", "mixer"
     if config["mac"] in ("gated_mac", "quantile_mac"):
         yield "that controller's networks give values, no policies; set mac=basic_mac", "learner", "mac"
+    if config["learner"] == "icq_learner" and config["entropy_coef"] > 0:
+        yield "its actors clone what was played; set entropy_coef=0", "learner", "entropy_coef"
     if config["learner"] == "greedy_lica_learner":
         yield from _greedy_actor_critic_conflicts(config)
 

@@ -3,6 +3,7 @@
 from learners.coma_learner import COMALearner
 from learners.greedy_lica_learner import GreedyLICALearner
 from learners.greedy_q_learner import GreedyQLearner
+from learners.icq_learner import ICQLearner
 from learners.lica_learner import LICALearner
 from learners.ppo_learner import PPOLearner
 from learners.q_learner import QLearner
@@ -19,6 +20,7 @@ REGISTRY = {
     "greedy_lica_learner": GreedyLICALearner,
     "ppo_learner": PPOLearner,
     "coma_learner": COMALearner,
+    "icq_learner": ICQLearner,
     "qtran_learner": QTranLearner,
     "weighted_q_learner": WeightedQLearner,
 }
