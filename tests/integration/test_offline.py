@@ -252,6 +252,25 @@ def test_qmix_learns_the_two_step_game_from_uniform_play(tmp_path):
     assert read_run(tmp_path)["metrics"]["test_return_mean"]["values"][-1] == 8
 
 
+@pytest.fixture(scope="module")
+def redundant(tmp_path_factory):
+    """Uniform play of a game whose branch B, worth 1, QMIX takes for 1.25, and so leaves the safe 1.1."""
+    path = tmp_path_factory.mktemp("redundant") / "redundant.h5"
+    game = ("env_args.game=redundant",)
+    assert record(path, "--uniform", "--episodes=1000", env="greed_games", overrides=game) == 0
+    return path
+
+
+@pytest.mark.parametrize(("alg", "earned"), [("qmix", 1.0), ("cql_qmix", 1.1), ("cfcql", 1.1), ("icq", 1.1)])
+def test_conservative_learners_do_not_promise_themselves_what_the_data_lacks(alg, earned, redundant, tmp_path):
+    """The safe branch alone is no proof, since with the penalty too large nothing is left of the game."""
+    options = ["t_max=500", "batch_size=64", "mixing_embed_dim=8", "rnn_hidden_dim=32", "test_interval=500", "seed=1"]
+    options += ["learner_log_interval=500", "critic_hidden_dim=32"] if alg == "icq" else ["learner_log_interval=500"]
+    assert train(redundant, tmp_path, *options, alg=alg, env="greed_games", game="env_args.game=redundant") == 0
+    found = read_run(tmp_path)["metrics"]["test_expected_return_mean"]["values"][-1]
+    assert found == pytest.approx(earned)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("jaxmarl") is None, reason="jaxmarl not installed")
 def test_it_works_on_smax(tmp_path):
     sizes = ("batch_size_run=4", "test_nepisode=4", "env_args.time_limit=10")
