@@ -193,7 +193,7 @@ class _Opened:
         if not self.path.is_file():
             self.refuse(f"no such file{self._neighbours()}; python src/dataset.py records one")
         try:
-            self.file = h5py.File(self.path, "r")
+            self.file: Any = h5py.File(self.path, "r")
             self.attributes = {key: _plain(value) for key, value in self.file.attrs.items()}
             self.found = {key: (tuple(value.shape), value.dtype) for key, value in self.file.items()}
         except Exception as error:  # damaged structures make HDF5 raise nearly anything
