@@ -6,8 +6,11 @@ SEED ?= 1
 T_MAX ?= 500000
 SEEDS ?= 10
 ENV ?= greed_games
+EPISODES ?= 2000
+DATASET ?= results/datasets/$(ENV).h5
+WITH ?=
 
-.PHONY: help setup doctor train test theory check format docs bench greed ablation clean
+.PHONY: help setup doctor train dataset test theory check format docs bench greed ablation clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +35,10 @@ doctor:  ## what is installed and usable (CONFIG=greedy_qmix ENV=smax: whether t
 train: setup  ## train greedy_qmix on SMAX 3m (SEED=1 T_MAX=500000)
 	$(RUN) src/main.py --config=greedy_qmix --env-config=smax with env_args.map_name=3m \
 		seed=$(SEED) t_max=$(T_MAX) use_tensorboard=True save_model=True
+
+dataset: setup  ## record uniform play (ENV=greed_games EPISODES=2000 DATASET=results/datasets/$(ENV).h5 WITH="key=value ...")
+	$(RUN) src/dataset.py $(DATASET) --config=qmix --env-config=$(ENV) --episodes=$(EPISODES) --uniform \
+		$(if $(WITH),with $(WITH))
 
 test: setup  ## run all tests
 	$(RUN) -m pytest

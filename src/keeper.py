@@ -23,13 +23,15 @@ class Keeper:
         self.experiment, self.checkpoints, self.about, self.stop = experiment, checkpoints, about, stop
         self.args, self.logger = experiment.args, experiment.logger
         self.log = self.logger.console_logger
+        self.replay = None if self.args.offline else experiment.buffer  # episodes in a file are there again
         self._last = time.monotonic()
         self._last_step: int | None = None  # of the newest whole checkpoint
 
     def resume(self, sacred_run) -> None:
         """Go on from the newest whole checkpoint, with the run's record as it was then."""
         experiment = self.experiment
-        description, state = self.checkpoints.read(experiment.buffer.put, self.args.device, self.log.warning)
+        put = None if self.replay is None else self.replay.put
+        description, state = self.checkpoints.read(put, self.args.device, self.log.warning)
         experiment.load_state_dict(state)
         for observer in sacred_run.observers:
             if isinstance(observer, RunFolder):
@@ -66,7 +68,7 @@ class Keeper:
         """Write a checkpoint. One that cannot be written is reported, and training goes on."""
         step, started = self.experiment.runner.t_env, time.monotonic()
         try:
-            size = self.checkpoints.write(step, self.experiment.state_dict(), self.experiment.buffer, self.about)
+            size = self.checkpoints.write(step, self.experiment.state_dict(), self.replay, self.about)
         except OSError as error:
             before = (
                 "there is none before it" if self._last_step is None else f"the one of step {self._last_step} stays"

@@ -1,10 +1,13 @@
 """Wiring of a run, and the loop that collects, trains, evaluates and records."""
 
 import contextlib
+import importlib.metadata
+import json
 import math
+import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -32,11 +35,15 @@ from utils.logging import Logger, Progress, format_table
 from utils.memory import format_bytes
 from utils.networks import NonFiniteError
 from utils.plots import plot_gate, plot_learning_curve
-from utils.registry import resolve
+from utils.registry import lazy, resolve
 from utils.seeding import random_states, seed_everything, set_random_states
 from utils.signals import StopRequest
 from utils.state import restore, state_of
 from utils.timehelper import time_str
+
+# Imported where they are used, so that only episodes in files need h5py.
+load_dataset = lazy("components.dataset:load_dataset")
+new_writer = lazy("components.dataset:DatasetWriter")
 
 RESUMED_SEED = 1_000_003  # what a resumption adds to the seed of environments
 
@@ -54,40 +61,65 @@ def run(_run, _config, _log, resumption: Resumption | None = None) -> dict[str, 
         Interrupted: it was asked to stop, and can go on.
     """
     times = 0 if resumption is None else resumption.description["resumed"] + 1
-    device = _choose_device(freeze(_config), _log)
-    env_args = dict(_config["env_args"])
-    if times and env_args.get("seed") is not None:  # what cannot save itself must not play its first episodes again
-        env_args["seed"] = (env_args["seed"] + RESUMED_SEED * times) % 2_000_000_000
-    # PyMARL's plug-ins move themselves by use_cuda.
-    args = freeze({**_config, "use_cuda": device != "cpu", "env_args": env_args})
+    args = _prepare(_config, _log, times)
     folder = _new_folder(args) if resumption is None else resumption.folder
-    args = extend(args, device=device, unique_token=folder.name)
-    torch.set_num_threads(args.torch_threads or _good_thread_count(args))
-    torch.set_flush_denormal(True)  # values that decay to denormals slow a CPU down a hundredfold
-    seed_everything(args.seed)
-
+    args = extend(args, unique_token=folder.name)
     logger = Logger(_log)
     logger.setup_sacred(_run)
     about = {"token": folder.name, "config": _config, "sacred_id": _run._id, "resumed": times}
+    with Checkpoints(folder, args.keep_checkpoints) as checkpoints, _running(args, logger) as runner:
+        experiment = Experiment(args, logger, runner)
+        if args.evaluate:
+            return experiment.evaluate()
+        with StopRequest(args.max_hours) as stop:
+            keeper = Keeper(experiment, checkpoints, about, stop)
+            if times:
+                keeper.resume(_run)
+            if args.use_tensorboard:
+                tb_logs = Path(args.local_results_path) / "tb_logs"
+                logger.setup_tb(str(tb_logs / args.unique_token), runner.t_env if times else None)
+            summary = experiment.train(_run, keeper.between)
+            keeper.finish(summary)
+            return summary
+
+
+def record(config, path: str, episodes: int, log) -> Path:
+    """Play exactly `episodes` episodes, as in training but without learning, into the file `path`.
+
+    Args:
+        config: a validated configuration; the model of its `checkpoint_path` plays, or without one new networks.
+        log: the console logger.
+    """
+    args = extend(_prepare({**config, "evaluate": True}, log), unique_token="dataset")  # nothing is learned: no replay
+    logger = Logger(log)
+    with _running(args, logger) as runner:
+        return Experiment(args, logger, runner, records=True).record(path, episodes)
+
+
+def _prepare(config, log, times_resumed: int = 0):
+    """The arguments of a run, with its device; sets seeds and threads."""
+    device = _choose_device(freeze(config), log)
+    env_args = dict(config["env_args"])
+    if times_resumed and env_args.get("seed") is not None:
+        # What cannot save itself must not play its first episodes again.
+        env_args["seed"] = (env_args["seed"] + RESUMED_SEED * times_resumed) % 2_000_000_000
+    # PyMARL's plug-ins move themselves by use_cuda.
+    args = extend(freeze({**config, "use_cuda": device != "cpu", "env_args": env_args}), device=device)
+    torch.set_num_threads(args.torch_threads or _good_thread_count(args))
+    torch.set_flush_denormal(True)  # values that decay to denormals slow a CPU down a hundredfold
+    seed_everything(args.seed)
+    return args
+
+
+@contextlib.contextmanager
+def _running(args, logger: Logger) -> Iterator[Any]:
+    """The runner, closed in the end."""
     try:
-        with Checkpoints(folder, args.keep_checkpoints) as checkpoints:
-            runner = resolve("runner", args.runner, runner_REGISTRY)(args, logger)
-            try:
-                experiment = Experiment(args, logger, runner)
-                if args.evaluate:
-                    return experiment.evaluate()
-                with StopRequest(args.max_hours) as stop:
-                    keeper = Keeper(experiment, checkpoints, about, stop)
-                    if times:
-                        keeper.resume(_run)
-                    if args.use_tensorboard:
-                        tb_logs = Path(args.local_results_path) / "tb_logs"
-                        logger.setup_tb(str(tb_logs / args.unique_token), runner.t_env if times else None)
-                    summary = experiment.train(_run, keeper.between)
-                    keeper.finish(summary)
-                    return summary
-            finally:
-                runner.close_env()
+        runner = resolve("runner", args.runner, runner_REGISTRY)(args, logger)
+        try:
+            yield runner
+        finally:
+            runner.close_env()
     except EnvCrash as error:
         raise RunFailure(str(error)) from error
     finally:
@@ -115,9 +147,13 @@ class Counters:
 
 
 class Experiment:
-    """The parts of one run, built from its configuration and around its runner."""
+    """The parts of one run, built from its configuration and around its runner.
 
-    def __init__(self, args, logger: Logger, runner):
+    Args:
+        records: whether episodes will be recorded, so that all is kept of them that a learner may want.
+    """
+
+    def __init__(self, args, logger: Logger, runner, records: bool = False):
         self.logger = logger
         self.runner = runner
         # Again: packages that an environment imports draw random numbers, but only the first time in a process.
@@ -151,9 +187,14 @@ class Experiment:
                     f"set {block}.{key}=team (greed_games needs env_args.rewards=individual)"
                 )
             self.scheme["individual_reward"] = {"vshape": (args.n_agents,)}
+        saves = bool(args.save_dataset) and not args.evaluate
+        records = records or saves
+        if records and info.get("individual_reward"):
+            self.scheme["individual_reward"] = {"vshape": (args.n_agents,)}
         learner_class = resolve("learner", args.learner, learner_REGISTRY)
         # Learners that were written for PyMARL do not say what they read.
-        if _block_says(args, "behaviour", "source", "stored") or getattr(learner_class, "reads_behaviour", False):
+        reads = _block_says(args, "behaviour", "source", "stored") or getattr(learner_class, "reads_behaviour", False)
+        if records or reads:
             self.scheme["behaviour"] = {"vshape": (args.n_actions,), "group": "agents"}
         self.groups = {"agents": args.n_agents}
         self.preprocess = {"actions": ("actions_onehot", [OneHot(args.n_actions)])}
@@ -161,7 +202,10 @@ class Experiment:
         self.buffer: Any = None
         if not args.evaluate:
             where = "cpu" if args.buffer_cpu_only else args.device
-            self.buffer = ReplayBuffer(self.scheme, self.groups, args.buffer_size, steps, self.preprocess, where)
+            if args.offline:
+                self.buffer, self.dataset = self._load_dataset(steps, where)
+            else:
+                self.buffer = ReplayBuffer(self.scheme, self.groups, args.buffer_size, steps, self.preprocess, where)
         full_scheme = EpisodeBatch(self.scheme, self.groups, 1, 1, preprocess=self.preprocess).scheme
         self.mac = resolve("mac", args.mac, mac_REGISTRY)(full_scheme, self.groups, args)
         self.learner = learner_class(self.mac, full_scheme, logger, args)
@@ -178,6 +222,7 @@ class Experiment:
                 )
             self.runner.t_env = self.counters.t_start = self.counters.last_save = step
             logger.console_logger.info("Loaded the model of step %d from %s", step, path)
+        self.writer = self._new_writer(args.save_dataset) if saves else None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, but for the replay."""
@@ -205,9 +250,9 @@ class Experiment:
         args, runner = self.args, self.runner
         self._announce()
         started, t_start, updates = time.monotonic(), runner.t_env, self.counters.updates
-        progress = Progress(self.logger, t_start, args.t_max, self.counters.updates)
+        progress = Progress(self.logger, t_start, args.t_max, "updates" if args.offline else "steps", updates)
         try:
-            while runner.t_env <= args.t_max:
+            while runner.t_env <= args.t_max - args.offline:
                 self._round(progress)
                 between()
             if runner.t_env > self.counters.last_test:
@@ -227,6 +272,8 @@ class Experiment:
             ) from error
         finally:
             progress.close()
+            if self.writer is not None:  # however training ends, the episodes are whole
+                self.writer.commit()
         saved = self.save() if args.save_model else None
         done = (runner.t_env - t_start, self.counters.updates - updates, time.monotonic() - started)
         self._report(_run, *done, saved)
@@ -234,15 +281,11 @@ class Experiment:
 
     def _round(self, progress: Progress) -> None:
         """Collect some episodes, make the updates that they earn, and test, save and log what is due."""
-        args, runner, counters, buffer = self.args, self.runner, self.counters, self.buffer
-        batch = runner.run(test_mode=False)
-        pace = Pace(args.batch_size, args.buffer_size, args.updates_per_episode)
-        for part in pace.portions(batch, counters.episodes):
-            buffer.insert_episode_batch(part)
-            counters.episodes += part.batch_size
-            counters.owed += pace.earned(part.batch_size, counters.episodes)
+        args, runner, counters = self.args, self.runner, self.counters
+        for earned in self._collect():
+            counters.owed += earned
             while counters.owed >= 1:
-                sample = buffer.sample(args.batch_size)
+                sample = self.buffer.sample(args.batch_size)
                 if sample.device != args.device:
                     sample.to(args.device)
                 self._update(sample)
@@ -262,7 +305,8 @@ class Experiment:
                 self.logger.console_logger.warning("The model of step %d cannot be saved: %s", t_env, error)
             counters.last_save = t_env
         if t_env - counters.last_log >= args.log_interval:
-            self.logger.log_stat("episode", counters.episodes, t_env)
+            if not args.offline:
+                self.logger.log_stat("episode", counters.episodes, t_env)
             self.logger.log_stat("updates", counters.updates, t_env)
             progress.row(t_env, counters.updates)
             counters.last_log = t_env
@@ -282,6 +326,85 @@ class Experiment:
             except NotImplementedError as error:
                 raise UserError(f"save_replay=True: {error}; set save_replay=False") from error
         return summary
+
+    def record(self, path: str, episodes: int) -> Path:
+        """Play exactly `episodes` episodes into the file `path`."""
+        writer = self._new_writer(path)
+        log, said = self.logger.console_logger.info, time.monotonic()
+        started = said
+        log("Recording %d episodes of %s in %s", episodes, _env_title(self.args), path)
+        try:
+            while len(writer) < episodes:
+                batch = self.runner.run(test_mode=False)
+                writer.append(batch[: episodes - len(writer)])
+                if time.monotonic() - said >= 5:
+                    said = time.monotonic()
+                    left = (said - started) * (episodes - len(writer)) / len(writer)
+                    log("%d of %d episodes, left %s", len(writer), episodes, time_str(left))
+            return writer.commit()
+        except BaseException:
+            writer.discard()
+            raise
+
+    def _new_writer(self, path: str):
+        """A `DatasetWriter` for what this run's agents play."""
+        args = self.args
+        if not getattr(self.mac, "records_behaviour", False):
+            raise UserError(
+                f"mac={args.mac}: does not say how likely its actions were, which {path} would hold; set mac=basic_mac"
+            )
+        steps = args.episode_limit + 1
+        exploration = [getattr(args, f"epsilon_{key}") for key in ("start", "finish", "anneal_time")]
+        policy = {
+            "config": args.name,
+            "model": args.checkpoint_path,
+            "learning": not args.evaluate,
+            "epsilon from, to, within": exploration,
+        }
+        attributes = self._played_in() | {
+            "seed": args.seed,
+            "policy": json.dumps(policy),
+            "versions": json.dumps(_versions()),
+            "created": datetime.now().isoformat(timespec="seconds"),
+        }
+        return new_writer(path, self.scheme, self.groups, self.preprocess, steps, attributes)
+
+    def _load_dataset(self, steps: int, device: str) -> tuple[ReplayBuffer, dict[str, Any]]:
+        args = self.args
+        found = load_dataset(args.dataset, self._played_in(), self.scheme, self.groups, self.preprocess, steps, device)
+        if not found[0].can_sample(args.batch_size):
+            raise UserError(
+                f"batch_size={args.batch_size}: {args.dataset} holds {found[0].buffer_size} episodes; "
+                f"set batch_size={found[0].buffer_size} or less, or record more"
+            )
+        return found
+
+    def _played_in(self) -> dict[str, Any]:
+        """What episodes must agree in to be learned from together."""
+        args = self.args
+        names = ("env", "n_agents", "n_actions", "obs_shape", "state_shape", "episode_limit", "bootstrap_time_limit")
+        return {name: getattr(args, name) for name in names} | {"env_args": json.dumps(args.env_args, sort_keys=True)}
+
+    def _collect(self) -> Iterator[float]:
+        """Play until an episode ends, put what ended into the replay, and say how many updates that earns.
+
+        Offline nothing is played: there is one update after another, and time counts them. For target networks an
+        update counts as an episode, as it does where one is made for each.
+        """
+        args, counters = self.args, self.counters
+        if args.offline:
+            self.runner.t_env += 1
+            counters.episodes += 1
+            yield 1.0
+            return
+        batch = self.runner.run(test_mode=False)
+        if self.writer is not None:
+            self.writer.append(batch)
+        pace = Pace(args.batch_size, args.buffer_size, args.updates_per_episode)
+        for part in pace.portions(batch, counters.episodes):
+            self.buffer.insert_episode_batch(part)
+            counters.episodes += part.batch_size
+            yield pace.earned(part.batch_size, counters.episodes)
 
     def save(self) -> Path:
         """Save the model as it is now; returns its folder.
@@ -333,15 +456,21 @@ class Experiment:
         args, log = self.args, self.logger.console_logger.info
         sizes = f"{args.n_agents} agents, {args.n_actions} actions, observations of {args.obs_shape}"
         log("%s on %s: %s, state of %s", args.name, _env_title(args), sizes, args.state_shape)
-        size = episode_bytes(self.scheme, self.groups, args.episode_limit + 1) * args.buffer_size
-        log("Replay: %d episodes, %s on %s", args.buffer_size, format_bytes(size), self.buffer.device)
+        held = self.buffer.buffer_size
+        size = episode_bytes(self.scheme, self.groups, args.episode_limit + 1) * held
+        log("Replay: %d episodes, %s on %s", held, format_bytes(size), self.buffer.device)
+        machine = f"device {args.device}, {torch.get_num_threads()} torch thread(s)"
+        if args.offline:
+            mean, std = self.dataset["return_mean"], self.dataset["return_std"]
+            log("Offline: all of them from %s, of return %.2f (deviation %.2f)", args.dataset, mean, std)
+            log("%d updates of %d episodes; t counts updates; %s", args.t_max, args.batch_size, machine)
+            return
         log(
-            "%s update(s) of %d episodes per collected episode; %d environment(s); device %s, %d torch thread(s)",
+            "%s update(s) of %d episodes per collected episode; %d environment(s); %s",
             f"{args.updates_per_episode:g}",
             args.batch_size,
             self.runner.batch_size,
-            args.device,
-            torch.get_num_threads(),
+            machine,
         )
 
     def _report(self, _run, steps: int, updates: int, seconds: float, saved: Path | None) -> None:
@@ -356,8 +485,8 @@ class Experiment:
                 return make_vector_env(args.env, n_envs, args.device, args.env_args)
 
             print(format_tables(self.learner, env.game_states(), make_env, new_batch))
-        rows = [
-            ("steps", f"{steps:,} ({steps / seconds:,.0f} per second)"),
+        rows = [] if args.offline else [("steps", f"{steps:,} ({steps / seconds:,.0f} per second)")]
+        rows += [
             ("updates", f"{updates:,} ({updates / seconds:.1f} per second)"),
             ("time", time_str(seconds)),
             ("test episodes", f"{args.test_nepisode}"),
@@ -369,14 +498,19 @@ class Experiment:
             rows.append(("TensorBoard", f"{results / 'tb_logs' / args.unique_token}"))
         if saved is not None:
             rows.append(("model", f"{saved}"))
+        if self.writer is not None and len(self.writer):
+            rows.append(("dataset", f"{self.writer.path} ({len(self.writer):,} episodes)"))
         if args.plot:
+            unit = "gradient updates" if args.offline else "environment steps"
             title = f"{args.name} on {_env_title(args)}, seed {args.seed}"
-            picture = plot_learning_curve(self.logger.stats, title, results / "plots" / f"{args.unique_token}.png")
+            picture = plot_learning_curve(
+                self.logger.stats, title, results / "plots" / f"{args.unique_token}.png", unit
+            )
             if picture is not None:
                 rows.append(("learning curve", f"{picture}"))
                 _run.add_artifact(str(picture), "learning_curve.png")
             path = results / "plots" / f"{args.unique_token}_gate.png"
-            gate = plot_gate(self.logger.stats, getattr(self.learner, "gap_profile", None), title, path)
+            gate = plot_gate(self.logger.stats, getattr(self.learner, "gap_profile", None), title, path, unit)
             if gate is not None:
                 rows.append(("gate", f"{gate}"))
                 _run.add_artifact(str(gate), "gate.png")
@@ -396,6 +530,16 @@ def _choose_device(args, log) -> str:
         )
     log.info("No CUDA device: training on the CPU (use_cuda=False says so on purpose, require_cuda=True would fail)")
     return "cpu"
+
+
+def _versions() -> dict[str, str]:
+    """Of what a recorded episode depends on."""
+    packages = ("torch", "numpy", "h5py", "jaxmarl", "gymnasium", "lbforaging", "rware", "mpe2", "smac", "smacv2")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _block_says(args, block: str, key: str, value: str) -> bool:

@@ -90,6 +90,9 @@ class Run(Section):
     max_hours: Positive | None
     evaluate: bool
     save_replay: bool
+    save_dataset: str
+    offline: bool
+    dataset: str
     buffer_size: Count
     buffer_cpu_only: bool
     batch_size: Count
@@ -154,8 +157,9 @@ class Conservative(Section):
     alpha_cooperative: NonNegative
     op: Literal["lse", "max", "lse_beta", "lse_mean", "softmax", "uniform", "policy"]
     temperature: Positive
-    joint: Literal["cf", "max", "sampled", "linear", "policy"]
+    joint: Literal["cf", "cf_weighted", "max", "sampled", "linear", "policy"]
     samples: Count
+    shift_weight: NonNegative
     coefficient: Literal["fixed", "lagrange"]
     threshold: NonNegative
     eta: Positive
@@ -224,6 +228,11 @@ class Regulariser(Section):
     threshold: NonNegative
     eta: Positive
     l_max: Positive
+
+
+class Implicit(Section):
+    policy_temperature: Positive
+    value_temperature: Positive
 
 
 class PPO(Section):
@@ -354,6 +363,7 @@ BLOCKS: dict[str, type[Section]] = {
     "iac": IAC,
     "regulariser": Regulariser,
     "graph": Graph,
+    "implicit": Implicit,
 }
 # The blocks that each learner of this project reads; plug-ins may have any.
 LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
@@ -367,6 +377,7 @@ LEARNER_BLOCKS: dict[str, tuple[str, ...]] = {
     "ppo_learner": ("ppo",),
     "coma_learner": (),
     "iac_learner": ("iac",),
+    "icq_learner": ("implicit",),
     "greedy_q_learner": tuple(METHOD_BLOCKS),
     "greedy_quantile_q_learner": tuple(METHOD_BLOCKS),
     "qtran_learner": (),
@@ -392,7 +403,10 @@ CRITICS_OF_LEARNER: dict[str, tuple[str, ...]] = {
     "coma_learner": ("coma",),
     "iac_learner": ("value", "central_value"),
     **dict.fromkeys(SAMPLED_ACTOR_CRITICS, ("maddpg", "lica")),  # a critic of probabilities can be asked at actions
+    "icq_learner": ("icq",),
 }
+# Learners of this project whose losses hold for the play of their own present policies alone.
+ON_POLICY = ("lica_learner", "greedy_lica_learner", "ppo_learner", "coma_learner", "iac_learner")
 ENV_ARGS: dict[str, type[Section]] = {
     "smax": Smax,
     "matrix_games": MatrixGames,
@@ -726,8 +740,11 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield "it hands features to its mixer; set mixer=qcgraph_qmix", "learner", "mixer"
     if config["action_selector"] == "multinomial" and config["agent_output_type"] != "pi_logits":
         yield "values are no probabilities; set agent_output_type=pi_logits", "action_selector", "agent_output_type"
+    if config["resume"] and config["save_dataset"]:
+        yield "episodes would be missing from the file; leave one of them empty", "resume", "save_dataset"
     if config["evaluate"] and not config["checkpoint_path"]:
         yield "which model? Set checkpoint_path=results/models/<token>", "evaluate", "checkpoint_path"
+    yield from _offline_conflicts(config)
     quantile = config["learner"] in ("quantile_q_learner", "greedy_quantile_q_learner")
     if quantile != (config["mac"] == "quantile_mac") and config["learner"] in LEARNER_BLOCKS:
         message = (
@@ -757,6 +774,22 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield from _method_conflicts(config)
 
 
+def _offline_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """What is wrong between the keys about episodes in files, and with learning from them: why, and the keys."""
+    if config["offline"] and not config["dataset"]:
+        yield "which episodes? Set dataset=FILE; python src/dataset.py records one", "offline", "dataset"
+    if config["dataset"] and not config["offline"]:
+        yield "nothing is read from it while episodes are collected; set offline=True", "dataset", "offline"
+    if config["save_dataset"] and config["offline"]:
+        yield "no episode is collected that could be saved; leave save_dataset empty", "save_dataset", "offline"
+    if config["save_dataset"] and config["evaluate"]:
+        message = "python src/dataset.py records a model's play; leave save_dataset empty"
+        yield message, "save_dataset", "evaluate"
+    if config["offline"] and config["learner"] in ON_POLICY:
+        message = "it learns from the play of its own present policies, which no file holds; --config=icq is for files"
+        yield message, "offline", "learner"
+
+
 def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Settings of Q learners that actors and their critic cannot have: why, and the keys."""
     fitting = CRITICS_OF_LEARNER[config["learner"]]
@@ -773,6 +806,8 @@ def _actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]
         yield "actors have no values to mix; set mixer=null", "learner", "mixer"
     if config["mac"] in ("gated_mac", "quantile_mac"):
         yield "that controller's networks give values, no policies; set mac=basic_mac", "learner", "mac"
+    if config["learner"] == "icq_learner" and config["entropy_coef"] > 0:
+        yield "its actors clone what was played; set entropy_coef=0", "learner", "entropy_coef"
     if config["learner"] == "iac_learner" and config["iac"]["shared_experience"] > 0:
         if config["critic"] == "central_value":
             message = "of another agent's place only what it sees is known; set critic=value"
@@ -835,6 +870,9 @@ def _term_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if config[block]["op"] == "lse_beta" and config["behaviour"]["source"] == "empirical":
             message = "logged actions alone have no probabilities; set behaviour.source=stored (or bc_rnn, cvae_joint)"
             yield message, f"{block}.op", "behaviour.source"
+    if conservative["joint"] == "cf_weighted" and config["behaviour"]["source"] == "empirical":
+        message = "logged actions alone have no probabilities; set behaviour.source=bc_rnn (or stored), or"
+        yield f"{message} conservative.joint=cf", "conservative.joint", "behaviour.source"
     if conservative["coefficient"] == "lagrange":
         if conservative["op"] not in ("max", "lse_beta", "policy"):
             message = (
@@ -918,6 +956,9 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield message, "gate.realised", "heads.act"
     if measures and gate["realised"] == "rollout" and config["test_epsilon"] > 0:
         yield "rollouts measure greedy play; set test_epsilon=0", "gate.realised", "test_epsilon"
+    if measures and gate["realised"] == "rollout" and config["offline"]:
+        message = "rollouts would collect episodes; set gate.realised=is (or match)"
+        yield message, "gate.realised", "offline"
     if gate["mode"] == "fixed" and heads["act"] in ("agent", "distil"):
         message = "fixed weights are the same in every state; set heads.act=independent or cooperative"
         yield message, "gate.mode", "heads.act"

@@ -8,6 +8,7 @@ from learners.greedy_lica_learner import GreedyLICALearner
 from learners.greedy_maddpg_learner import GreedyMADDPGLearner
 from learners.greedy_q_learner import GreedyQLearner
 from learners.iac_learner import IACLearner
+from learners.icq_learner import ICQLearner
 from learners.lica_learner import LICALearner
 from learners.maddpg_learner import MADDPGLearner
 from learners.ppo_learner import PPOLearner
@@ -29,6 +30,7 @@ REGISTRY = {
     "ppo_learner": PPOLearner,
     "coma_learner": COMALearner,
     "iac_learner": IACLearner,
+    "icq_learner": ICQLearner,
     "qtran_learner": QTranLearner,
     "weighted_q_learner": WeightedQLearner,
     "dcg_learner": DCGLearner,

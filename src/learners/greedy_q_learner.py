@@ -70,8 +70,7 @@ class GreedyQLearner(GreedyTerms, QLearner):
         with torch.no_grad():
             v_i, v_c = self._bootstrap_values(step, (q_i, q_c), target_q)  # (B, T, N), (B, T, 1)
             self._update_gate(step, heads, v_i, v_c)
-            slow = Heads(step, *self._unroll_heads(self.slow_mac, batch), self.slow_mixer)
-            alternative = self._alternative_policies(batch, slow)
+            alternative = self._alternative_policies(batch, step)
             bonus_i, bonus_c = self._munchausen_bonuses(step, alternative)
         td, target_i, target_c = self._td(step, heads, (reward_i + bonus_i, step.reward + bonus_c), (v_i, v_c))
         mask_i = step.mask.expand_as(heads.chosen_i)
@@ -160,7 +159,7 @@ class GreedyQLearner(GreedyTerms, QLearner):
             agents = heads.agent_gaps(cfg.op, cfg.temperature * scale[0])
             gaps[0] = masked_mean(agents, step.mask.expand_as(agents))
         if cfg.alpha_cooperative > 0:
-            joint = heads.joint_gap(cfg.joint, cfg.op, cfg.temperature * scale[1], cfg.samples)
+            joint = heads.joint_gap(cfg.joint, cfg.op, cfg.temperature * scale[1], cfg.samples, cfg.shift_weight)
             gaps[1] = masked_mean(joint, step.mask)
         return self._scaled_penalties(gaps)
 
@@ -320,11 +319,12 @@ class GreedyQLearner(GreedyTerms, QLearner):
         losses = [td_loss(heads.chosen_i, target_i, mask_i), td_loss(heads.q_tot, target_c, step.mask)]
         return torch.stack(losses), target_i, target_c
 
-    def _alternative_policies(self, batch, slow: Heads) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _alternative_policies(self, batch, step: Transitions) -> tuple[torch.Tensor, torch.Tensor] | None:
         """log rho_h that head h is regularised toward, (B, T, N, A); or, for `who: others`, (B, T, N, N, A)."""
         cfg = self.cfg.munchausen
         if cfg.source == "none":
             return None
+        slow = Heads(step, *self._unroll_heads(self.slow_mac, batch), self.slow_mixer)
         tau_i, tau_c = cfg.tau * self.target_std
         if cfg.who == "others":
             return self._policies_of_others(batch, slow.avail, tau_i)

@@ -64,11 +64,12 @@ class Heads:
         """d_{I,i} of the independent utilities, (B, T, N)."""
         return self._utility_gaps(self.q_i, self.chosen_i, op, temperature)
 
-    def joint_gap(self, joint: str, op: str, temperature, samples: int = 1) -> torch.Tensor:
+    def joint_gap(self, joint: str, op: str, temperature, samples: int = 1, shift_weight: float = 0.0) -> torch.Tensor:
         """d_C of Q_tot, (B, T, 1), in the form `joint`, one of `conservative.JOINTS`.
 
         Cost per state beyond Q_tot: max 1 mixer evaluation, sampled M, cf N*A (the hypernetworks once), linear the
-        gradient of the mixer. With `beta`, cf takes E_beta over each agent's own action instead of the logged one.
+        gradient of the mixer. With `beta`, cf takes E_beta over each agent's own action instead of the logged one;
+        cf_weighted, which is CFCQL's, reads it only for the agents' weights.
         """
         if joint == "max":
             return conservative.joint_max_gap(self._best_q_tot(), self.q_tot)
@@ -77,10 +78,15 @@ class Heads:
         if joint == "linear":
             gaps = self._utility_gaps(self.q_c, self.chosen_c, op, temperature)
             return conservative.linear_gap(self._gains(), gaps)
-        data = self.q_tot
-        if self.beta is not None:
-            data = expected_value(self.q_cf, self.beta).mean(dim=-1, keepdim=True)
-        gap = conservative.counterfactual_gap(self.q_cf, self.avail, data, op, temperature, self.beta)
+        data, beta = self.q_tot, self.beta
+        if joint == "cf_weighted":
+            if beta is None:
+                raise ValueError("joint 'cf_weighted' needs the behaviour probabilities beta")
+            weights = conservative.shift_weights(self.q_cf, self.avail, beta, temperature, shift_weight)
+            return conservative.counterfactual_gap(self.q_cf, self.avail, data, op, temperature, beta, weights)
+        if beta is not None:
+            data = expected_value(self.q_cf, beta).mean(dim=-1, keepdim=True)
+        gap = conservative.counterfactual_gap(self.q_cf, self.avail, data, op, temperature, beta)
         if joint == "cf_per_gain":
             gap = gap / self._gains().mean(dim=-1, keepdim=True).clamp(min=1e-3)
         return gap

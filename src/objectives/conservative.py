@@ -10,7 +10,8 @@ import torch
 
 from utils.shapes import check_same_shape, check_shape
 
-JOINTS = ("max", "cf", "cf_per_gain", "sampled", "linear")  # how the cooperative head's gap is taken
+JOINTS = ("max", "cf", "cf_weighted", "cf_per_gain", "sampled", "linear")  # how the cooperative head's gap is taken
+LEAST_BETA = 1e-5  # of a behaviour probability whose logarithm is taken
 OPS = ("max", "lse", "lse_beta", "lse_mean", "softmax", "uniform")
 
 
@@ -81,22 +82,53 @@ def joint_max_gap(q_tot_max: torch.Tensor, q_tot_data: torch.Tensor) -> torch.Te
 
 
 def counterfactual_gap(
-    q_cf: torch.Tensor, avail: torch.Tensor, q_tot_data: torch.Tensor, op: str, temperature=1.0, beta=None
+    q_cf: torch.Tensor,
+    avail: torch.Tensor,
+    q_tot_data: torch.Tensor,
+    op: str,
+    temperature=1.0,
+    beta: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """d_C = 1/N sum_i [sup_k Q_tot(k, a_-i; s) - Q_tot(a; s)]: one agent at a time leaves the data.
+    """d_C = sum_i lambda_i [sup_k Q_tot(k, a_-i; s) - Q_tot(a; s)]: one agent at a time leaves the data.
 
-    Unlike a joint penalty it does not grow with the number of agents (Shao et al. 2023, CFCQL, eq. 5, lambda = 1/N).
+    Unlike a joint penalty it does not grow with the number of agents (Shao et al. 2023, CFCQL, eq. 4).
 
     Args:
         q_cf, avail: (B, T, N, A), q_cf[..., i, k] = Q_tot(k, a_-i; s).
         q_tot_data: (B, T, 1), the value of the logged joint action, or E_beta[Q_tot].
         beta: (B, T, N, A) behaviour probabilities of each agent, for op `lse_beta` alone.
+        weights: (B, T, N) lambda, which sum to 1 over the agents; None: 1/N.
 
     Returns:
         (B, T, 1).
     """
     check_shape("q_tot_data", q_tot_data, (*q_cf.shape[:2], 1))
-    return sup_value(q_cf, avail, op, temperature, beta).mean(dim=-1, keepdim=True) - q_tot_data
+    sup = sup_value(q_cf, avail, op, temperature, beta)  # (B, T, N)
+    if weights is None:
+        return sup.mean(dim=-1, keepdim=True) - q_tot_data
+    check_same_shape(sup=sup, weights=weights)
+    return (weights * sup).sum(dim=-1, keepdim=True) - q_tot_data
+
+
+def shift_weights(
+    q_cf: torch.Tensor, avail: torch.Tensor, beta: torch.Tensor, temperature, strength: float
+) -> torch.Tensor:
+    """lambda_i = softmax_i(strength KL(mu_i || beta_i)), mu_i = softmax_k(Q_tot(k, a_-i; s)/T), without gradient.
+
+    The agents whose values would lead them furthest from the data weigh most; strength 0 gives 1/N. (CFCQL, as in the
+    paper's code, which adds 1e-5 to every probability where here beta is at least that.)
+
+    Args:
+        q_cf, avail, beta: (B, T, N, A); beta the behaviour probabilities of each agent.
+
+    Returns:
+        (B, T, N).
+    """
+    check_same_shape(q_cf=q_cf, avail=avail, beta=beta)
+    log_mu = torch.log_softmax((q_cf.detach() / temperature).masked_fill(avail == 0, -torch.inf), dim=-1)
+    difference = (log_mu - beta.clamp(min=LEAST_BETA).log()).masked_fill(avail == 0, 0.0)
+    return torch.softmax(strength * (log_mu.exp() * difference).sum(dim=-1), dim=-1)
 
 
 def sampled_lse(q_tot: torch.Tensor, log_rho: torch.Tensor, temperature) -> torch.Tensor:

@@ -58,8 +58,8 @@ class ParallelRunner(VectorRunner):
 
     def _make_env(self, n_envs: int, env_args: dict, label: str) -> ProcessVectorEnv:
         args, log = self.args, self.logger.console_logger
-        if args.evaluate and label != "worker":
-            return self.env  # nothing is trained, so it is free
+        if (args.evaluate or args.offline) and label != "worker":
+            return self.env  # nothing is collected, so it is free
         output = Path(args.local_results_path) / "workers" / args.unique_token
         first = env_args["seed"]
         seeds = f"seed {first}" if n_envs == 1 else f"seeds {first} to {first + n_envs - 1}"

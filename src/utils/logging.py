@@ -79,14 +79,20 @@ class Logger:
 
 
 class Progress:
-    """One row of a table per log interval, and on a terminal a line below it that says how far the run is."""
+    """One row of a table per log interval, and on a terminal a line below it that says how far the run is.
+
+    Args:
+        t_start, t_max: where the run's time begins and ends. unit: what it counts, steps or updates.
+        updates: made before.
+    """
 
     HEADER_EVERY = 20  # rows
 
-    def __init__(self, logger: Logger, t_start: int, t_max: int, updates: int = 0):
+    def __init__(self, logger: Logger, t_start: int, t_max: int, unit: str, updates: int = 0):
         self.logger = logger
         self.t_start = t_start
         self.t_max = t_max
+        self.unit = unit
         self.started = self._row_time = self._line_time = time.monotonic()
         self._row_t, self._row_updates, self._rows = t_start, updates, 0
         self._terminal = sys.__stdout__ if sys.__stdout__ is not None and sys.__stdout__.isatty() else None
@@ -96,17 +102,19 @@ class Progress:
         now = time.monotonic()
         seconds = max(now - self._row_time, 1e-9)
         columns = {
-            "steps": f"{t:,}",
+            self.unit: f"{t:,}",
             "done": f"{100 * t / self.t_max:.0f}%",
-            "steps/s": f"{(t - self._row_t) / seconds:,.0f}",
+            f"{self.unit}/s": f"{(t - self._row_t) / seconds:,.0f}",
             "updates/s": f"{(updates - self._row_updates) / seconds:.1f}",
             "left": self._left(t, now),
-            "return": self._latest("return_mean"),
-            "test return": self._latest("test_return_mean"),
         }
+        if self.unit == "steps":  # otherwise nothing is collected
+            columns["return"] = self._latest("return_mean")
+        columns["test return"] = self._latest("test_return_mean")
         if "test_battle_won_mean" in self.logger.stats:
             columns["test win rate"] = self._latest("test_battle_won_mean")
-        columns["epsilon"] = self._latest("epsilon")
+        if self.unit == "steps":
+            columns["epsilon"] = self._latest("epsilon")
         if "gate_weight_independent" in self.logger.stats:
             columns["gate weight"] = self._latest("gate_weight_independent")
         widths = {name: max(len(name), 9) for name in columns}
@@ -126,7 +134,7 @@ class Progress:
         filled = int(30 * min(1.0, t / self.t_max))
         bar = "#" * filled + "." * (30 - filled)
         self._terminal.write(
-            f"\r\x1b[K[{bar}] {t:,}/{self.t_max:,} steps, {updates:,} updates, left {self._left(t, now)}"
+            f"\r\x1b[K[{bar}] {t:,}/{self.t_max:,} {self.unit}, {updates:,} updates, left {self._left(t, now)}"
         )
         self._terminal.flush()
 

@@ -19,11 +19,12 @@ GATE_PANELS = {  # title -> statistics, `{}` is a head's name
 }
 
 
-def plot_learning_curve(stats: dict[str, list[tuple[int, float]]], title: str, path: Path) -> Path | None:
-    """Draw win rate, return and gate weight over environment steps, as far as they were logged.
+def plot_learning_curve(stats: dict[str, list[tuple[int, float]]], title: str, path: Path, unit: str) -> Path | None:
+    """Draw win rate, return and gate weight over time, as far as they were logged.
 
     Args:
         stats: name -> [(t, value), ...] as in `Logger.stats`.
+        unit: what t counts, such as "environment steps".
 
     Returns:
         The picture's path, or None if nothing was logged.
@@ -46,7 +47,7 @@ def plot_learning_curve(stats: dict[str, list[tuple[int, float]]], title: str, p
             axis.plot(steps, values, label=label, lw=1.2 if is_training else 2, alpha=0.6 if is_training else 1)
         if name != "return":
             axis.set_ylim(-0.02, 1.02)
-        axis.set(title=name, xlabel="environment steps")
+        axis.set(title=name, xlabel=unit)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3)
         axis.legend()
@@ -57,12 +58,13 @@ def plot_learning_curve(stats: dict[str, list[tuple[int, float]]], title: str, p
     return path
 
 
-def plot_gate(stats: dict[str, list[tuple[int, float]]], profile, title: str, path: Path) -> Path | None:
-    """Draw what the gate saw and did: its statistics over environment steps, and the last batch's gaps.
+def plot_gate(stats: dict[str, list[tuple[int, float]]], profile, title: str, path: Path, unit: str) -> Path | None:
+    """Draw what the gate saw and did: its statistics over time, and the last batch's gaps.
 
     Args:
         stats: name -> [(t, value), ...] as in `Logger.stats`.
         profile: gaps (B, T, N) of the agents' values, (B, T, 1) of the team's, and mask (B, T, 1); None: no batch yet.
+        unit: what t counts.
 
     Returns:
         The picture's path, or None if the learner logged no gate.
@@ -92,11 +94,11 @@ def plot_gate(stats: dict[str, list[tuple[int, float]]], profile, title: str, pa
             axis.plot(*zip(*stats["realised_return"], strict=True), "k:", label="realised return")
         if key == "gate_weight_{}":
             axis.set_ylim(-0.02, 1.02)
-        axis.set(title=name, xlabel="environment steps")
+        axis.set(title=name, xlabel=unit)
         axis.legend(fontsize=7)
     if disagree is not None:
         over_time[-1].plot(*zip(*disagree, strict=True), color="C2")
-        over_time[-1].set(title="share of states in which the heads disagree", xlabel="environment steps")
+        over_time[-1].set(title="share of states in which the heads disagree", xlabel=unit)
         over_time[-1].set_ylim(-0.02, 1.02)
     for axis in over_time:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))

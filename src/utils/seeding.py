@@ -16,7 +16,8 @@ def seed_everything(seed: int) -> None:
 
 def random_states() -> dict[str, Any]:
     """The states of the libraries' random numbers, as plain data."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    state: Any = np.random.get_state()  # noqa: NPY002
+    kind, keys, position, has_gauss, gauss = state
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
@@ -57,10 +58,10 @@ class RandomStream:
         self._own = self._states()
         self._set(self._others)
 
-    def state_dict(self) -> dict[str, torch.Tensor | None]:
-        return dict(zip(("cpu", "cuda"), self._own, strict=True))
+    def state_dict(self) -> dict[str, Any]:
+        return {"cpu": self._own[0], "cuda": self._own[1]}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor | None]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._own = (state["cpu"], state["cuda"])
 
     def _states(self) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -105,7 +105,8 @@ def _restore(thing: Any, state: Any, above: set[int]) -> Any:
     elif kind == "mapping":
         now = thing if isinstance(thing, Mapping) else {}
         found = {key: _restore(now.get(key), value, above) for key, value in values}
-        return type(thing)(found) if isinstance(thing, Mapping) else found
+        kind_of_mapping: Any = type(thing) if isinstance(thing, Mapping) else dict
+        return kind_of_mapping(found)
     elif kind in SEQUENCES:
         now = list(thing) if isinstance(thing, SEQUENCES[kind]) else []
         now += [None] * (len(values) - len(now))

@@ -277,11 +277,25 @@ class Reference:
         gains = online.gains(e, t)
         if joint == "linear":
             return sum(gains[i] * self.agent_gap(1, op, temperature, e, t, i) for i in self.agents)
+        if joint == "cf_weighted":
+            return self.weighted_gap(op, temperature, e, t)
         gaps = []
         for i in self.agents:
             values = online.counterfactual(e, t, i)
             gaps.append(sup(values, op, temperature, self.beta_of(e, t, i)) - self.expected(values, e, t, i))
         return average(gaps) / (max(average(gains), 1e-3) if joint == "cf_per_gain" else 1.0)
+
+    def weighted_gap(self, op, temperature, e, t):
+        """CFCQL's: each agent weighs by exp of its greedy policy's divergence from the behaviour."""
+        sups, shares = [], []
+        for i in self.agents:
+            values, beta = self.online.counterfactual(e, t, i), self.beta_of(e, t, i)
+            policy = {k: math.exp(number(v) / number(temperature)) for k, v in values.items()}
+            policy = {k: p / sum(policy.values()) for k, p in policy.items()}
+            divergence = sum(p * math.log(p / max(beta[k], 1e-5)) for k, p in policy.items())
+            shares.append(math.exp(self.args.conservative.shift_weight * divergence))
+            sups.append(sup(values, op, temperature, beta))
+        return sum(w * s for w, s in zip(shares, sups, strict=True)) / sum(shares) - self.online.total(e, t)
 
     # The gate
 

@@ -377,7 +377,7 @@ OPTIONS = {
         "alpha_independent": [0.0, 0.5],
         "alpha_cooperative": [0.0, 0.5],
         "op": ["max", "lse", "lse_beta", "lse_mean", "softmax", "uniform"],
-        "joint": ["cf", "max", "sampled", "linear"],
+        "joint": ["cf", "cf_weighted", "max", "sampled", "linear"],
         "coefficient": ["fixed", "lagrange"],
     },
     "gate": {

@@ -12,6 +12,7 @@ from objectives.conservative import (
     joint_max_gap,
     linear_gap,
     sampled_lse,
+    shift_weights,
     standardise,
     sup_value,
 )
@@ -344,3 +345,56 @@ def test_shape_errors_name_both_shapes():
             call()
         assert one in str(raised.value)
         assert other in str(raised.value)
+
+
+# CFCQL's weights
+
+
+def test_shift_weights_by_hand():
+    """Two actions. Agent 1 would play (3/4, 1/4) and the data has (1/2, 1/2); agent 2 plays as the data does."""
+    q = t64([[[[math.log(3), 0.0], [math.log(3), 0.0]]]])
+    beta, avail = t64([[[[0.5, 0.5], [0.75, 0.25]]]]), torch.ones(1, 1, 2, 2)
+    divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # 0.130812
+    ratio = math.exp(2 * divergence)
+    expected = [[[ratio / (1 + ratio), 1 / (1 + ratio)]]]  # 0.565035, 0.434965
+    close(shift_weights(q, avail, beta, 1.0, 2.0), expected)
+    close(shift_weights(2 * q, avail, beta, 2.0, 2.0), expected)  # the temperature is in units of the values
+    close(shift_weights(q, avail, beta, 1.0, 0.0), [[[0.5, 0.5]]])
+    close(shift_weights(q, avail, beta, 1.0, 1e6), [[[1.0, 0.0]]])
+    gap = counterfactual_gap(q, avail, t64([[[1.0]]]), "max", weights=t64([[[0.25, 0.75]]]))
+    close(gap, [[[math.log(3) - 1]]])
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 3.0])
+def test_shift_weights_in_loops(strength):
+    B, S, N, A, T = 3, 4, 3, 5, 0.7
+    q, avail, beta = random_rows(B, S, N, A)
+    found = shift_weights(q.requires_grad_(), avail, beta, T, strength)
+    assert not found.requires_grad
+    q_tot = torch.zeros(B, S, 1, dtype=torch.float64)
+    gaps = counterfactual_gap(q, avail, q_tot, "lse", T, weights=found)
+    for b in range(B):
+        for t in range(S):
+            shares = []
+            for i in range(N):
+                allowed = [k for k in range(A) if avail[b, t, i, k]]
+                partition = sum(math.exp(q[b, t, i, k] / T) for k in allowed)
+                mu = {k: math.exp(q[b, t, i, k] / T) / partition for k in allowed}
+                shares.append(
+                    math.exp(
+                        strength * sum(p * math.log(p / max(beta[b, t, i, k].item(), 1e-5)) for k, p in mu.items())
+                    )
+                )
+            close(found[b, t], [share / sum(shares) for share in shares])
+            sups = [naive_sup(q[b, t, i].tolist(), avail[b, t, i].tolist(), "lse", T, None) for i in range(N)]
+            close(gaps[b, t, 0].detach(), sum(w * s for w, s in zip(shares, sups, strict=True)) / sum(shares))
+
+
+def test_actions_that_are_unavailable_or_never_played_leave_the_shift_finite():
+    q, avail, beta = random_rows(2, 3, 2, 4)
+    expected = shift_weights(q, avail, beta, 0.7, 1.0)
+    for wild in WILD[:2]:
+        close(shift_weights(torch.where(avail == 0, wild, q), avail, beta, 0.7, 1.0), expected)
+    never = torch.zeros_like(beta)
+    never[..., 0] = 1.0
+    assert torch.isfinite(shift_weights(q, avail, never, 0.7, 1.0)).all()

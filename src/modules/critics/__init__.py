@@ -8,9 +8,11 @@ A critic is built as `critic(scheme, args)`. What it is asked depends on the lea
 - `ppo_learner`: `critic(batch)` -> (B, T, N, 1), the value of the situation to every agent.
 - `coma_learner`: `critic(batch, actions=joint)`, (B, T, N, A) one-hot vectors -> (B, T, N, A), the value of each of an
   agent's actions with the others' as they are.
+- `icq_learner`: `critic(batch)` -> (B, T, N, A), the agents' values, and the methods `mix` and `gains` of `ICQCritic`.
 """
 
 from modules.critics.coma import COMACritic
+from modules.critics.icq import ICQCritic
 from modules.critics.lica import LICACritic
 from modules.critics.maddpg import MADDPGCritic
 from modules.critics.value import CentralValueCritic, ValueCritic
@@ -21,4 +23,5 @@ REGISTRY = {
     "value": ValueCritic,
     "central_value": CentralValueCritic,
     "coma": COMACritic,
+    "icq": ICQCritic,
 }
