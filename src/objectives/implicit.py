@@ -12,7 +12,7 @@ from utils.shapes import check_same_shape
 def batch_weights(values: torch.Tensor, mask: torch.Tensor, temperature: float) -> torch.Tensor:
     """w = n_t softmax(value / alpha) over the n_t episodes that play step t: exp(Q/alpha) / Z, Z by the batch.
 
-    Yang et al. 2021, equations 10 and 14, and their code's softmax over the batch; its mean over those episodes is 1.
+    Yang et al. 2021, the multi-agent form, with a softmax over the batch; its mean over those episodes is 1.
 
     Args:
         values, mask: (B, T, X), one shape; mask 1 where the step was played.

@@ -1,0 +1,130 @@
+"""Every algorithm on four small tasks: whether it learns at all, in budgets that a laptop has.
+
+Nothing is tuned here: each configuration is as its file says, with exploration shortened to the budget, so this is no
+comparison of algorithms. A run's score is its last test. Its start is the first test, of networks that have hardly
+been trained. Writes curves.json and curves.png to results/published and prints the table as markdown.
+
+  python benchmarks/curves.py --seeds 3
+  python benchmarks/curves.py --configs qmix mappo --tasks smax --seeds 5
+"""
+
+import argparse
+import json
+
+import numpy as np
+from sweep import PUBLISHED, ROOT, Job, machine, run_jobs, summarise
+
+FORAGING = "lbforaging:Foraging-5x5-2p-1f-v3"
+# task -> environment file, steps, what is shown, other keys
+TASKS = {
+    "two-step": ("matrix_games", 4000, "test_return_mean", {"env_args.game": "two_step"}),
+    "decoy": ("greed_games", 4000, "test_normalised_return_mean", {"env_args.game": "decoy", "env_args.kappa": 1.0}),
+    "foraging": (
+        "gymma",
+        30000,
+        "test_return_mean",
+        {"env_args.key": FORAGING, "env_args.time_limit": 25, "test_nepisode": 48},
+    ),
+    "3m": ("smax", 40000, "test_battle_won_mean", {"env_args.map_name": "3m", "test_nepisode": 128}),
+}
+TESTS = 8  # in a run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", nargs="+", default=None, help="algorithms; all by default")
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    configs = args.configs or sorted(path.stem for path in (ROOT / "src/config/algs").glob("*.yaml"))
+    jobs = [job(config, task, seed) for seed in range(args.seeds) for config in configs for task in args.tasks]
+    records = run_jobs(jobs, ROOT / "results" / "sweeps" / "curves.jsonl", args.workers)
+    table = {config: {task: scores(records, config, task) for task in args.tasks} for config in configs}
+    PUBLISHED.mkdir(parents=True, exist_ok=True)
+    report = {"settings": vars(args), "tasks": TASKS, "machine": machine(), "table": table}
+    (PUBLISHED / "curves.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(table, PUBLISHED / "curves.png")
+    print(as_markdown(table))
+
+
+def job(config: str, task: str, seed: int) -> Job:
+    env, steps, _, overrides = TASKS[task]
+    often = steps // TESTS
+    budget = {"t_max": steps, "epsilon_anneal_time": steps // 4, "test_interval": often, "log_interval": often}
+    budget |= {"runner_log_interval": often, "learner_log_interval": often}
+    return Job(task, config, config, env, tuple(sorted((budget | overrides).items())), seed)
+
+
+def scores(records: list[dict], config: str, task: str) -> dict:
+    """The first and the last test of all runs, with intervals, and the mean curve."""
+    metric = TASKS[task][2]
+    runs = [record for record in records if (record["method"], record["group"]) == (config, task)]
+    curves = [record["metrics"][metric] for record in runs if metric in record.get("metrics", {})]
+    finite = all(
+        np.isfinite(value) for record in runs for curve in record.get("metrics", {}).values() for _, value in curve
+    )
+    shortest = min((len(curve) for curve in curves), default=0)
+    return {
+        "first": summarise([curve[0][1] for curve in curves]),
+        "last": summarise([curve[-1][1] for curve in curves] + [np.nan] * (len(runs) - len(curves))),
+        "finite": finite,
+        "curve": np.mean([curve[:shortest] for curve in curves], axis=0).tolist() if shortest else [],
+        "seconds": float(np.mean([record["seconds"] for record in runs])) if runs else float("nan"),
+        "errors": [record["error"] for record in runs if "error" in record],
+    }
+
+
+def as_markdown(table: dict) -> str:
+    tasks = list(next(iter(table.values())))
+    lines = ["| configuration | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
+    for config, row in table.items():
+        cells = []
+        for task in tasks:
+            first, last = row[task]["first"], row[task]["last"]
+            failed = f", {last['failed']} failed" if last["failed"] else ""
+            strange = "" if row[task]["finite"] else ", not finite"
+            span = f"[{last['low']:.2f}, {last['high']:.2f}]"
+            cells.append(f"{first['iqm']:.2f} → {last['iqm']:.2f} {span}{failed}{strange}")
+        lines.append(f"| `{config}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(table: dict, path) -> None:
+    """A small picture for each configuration: its curves, each task scaled to the best that any configuration saw."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = list(next(iter(table.values())))
+    span = {}
+    for task in tasks:
+        values = [value for row in table.values() for _, value in row[task]["curve"]]
+        span[task] = (min(values, default=0.0), max(values, default=1.0))
+    columns = 6
+    rows = -(-len(table) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.3 * columns, 1.7 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    for axis in axes.flat[len(table) :]:
+        axis.axis("off")
+    for axis, (config, row) in zip(axes.flat, table.items(), strict=False):
+        axis.set_title(config, fontsize=9)
+        for task in tasks:
+            if curve := row[task]["curve"]:
+                steps, values = np.array(curve).T
+                low, high = span[task]
+                axis.plot(steps / TASKS[task][1], (values - low) / max(high - low, 1e-9), label=task, linewidth=1.3)
+        axis.set(xlim=(0, 1.05), ylim=(-0.05, 1.08))
+        axis.tick_params(labelsize=7)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=len(tasks), fontsize=9, frameon=False)
+    figure.supxlabel("share of the task's steps", fontsize=9, y=0.035)
+    figure.supylabel("tests: 0 the worst, 1 the best of all configurations' means", fontsize=9)
+    figure.tight_layout(rect=(0.01, 0.05, 1, 1))
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
