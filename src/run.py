@@ -32,7 +32,7 @@ from utils import models
 from utils.checkpoints import Checkpoints, Resumption
 from utils.errors import Interrupted, RunFailure, UserError
 from utils.logging import Logger, Progress, format_table
-from utils.memory import format_bytes
+from utils.memory import format_bytes, is_out_of_memory
 from utils.networks import NonFiniteError
 from utils.plots import plot_gate, plot_learning_curve
 from utils.registry import lazy, resolve
@@ -122,6 +122,14 @@ def _running(args, logger: Logger) -> Iterator[Any]:
             runner.close_env()
     except EnvCrash as error:
         raise RunFailure(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailure(
+            f"no memory is left on {args.device}: {' '.join(str(error).split())[:300]}; lower batch_size "
+            f"({args.batch_size}), buffer_size ({args.buffer_size}) or batch_size_run ({args.batch_size_run})"
+            + ("" if args.device == "cpu" else ", or set buffer_cpu_only=True")
+        ) from error
     finally:
         logger.close()
 
