@@ -66,7 +66,7 @@ class Trial:
         logger = Logger(logging.getLogger("test"))
         runner = resolve("runner", self.args.runner, runner_REGISTRY)(self.args, logger)
         self.experiment = Experiment(self.args, logger, runner)
-        self.progress = Progress(logger, 0, self.args.t_max)
+        self.progress = Progress(logger, 0, self.args.t_max, "steps")
 
     def play(self, rounds: int) -> None:
         for _ in range(rounds):
@@ -111,7 +111,7 @@ def test_every_algorithm_goes_on_exactly(alg, tmp_path, drill):
         ("matrix_games", {"runner": "episode", "batch_size_run": 1}),
         ("greed_games", {"runner": "episode", "batch_size_run": 1, "env_args": {"game": "redundant"}}),
         ("smax", {"batch_size_run": 8, "test_nepisode": 8, "env_args": {"time_limit": 12}}),
-        ("stag_hunt", {"batch_size_run": 4}),
+        ("stag_hunt", {"batch_size_run": 4, "env_args": {"time_limit": 12}}),
     ],
 )
 def test_every_environment_that_saves_itself_goes_on_exactly(env, overrides, tmp_path, drill):
