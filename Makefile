@@ -10,7 +10,7 @@ EPISODES ?= 2000
 DATASET ?= results/datasets/$(ENV).h5
 WITH ?=
 
-.PHONY: help setup doctor train dataset test theory check format docs bench greed ablation clean
+.PHONY: help setup doctor train dataset test theory check format docs bench greed ablation drill curves clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -70,6 +70,12 @@ greed: setup  ## sweep the greed games: who errs where, and what the gate does (
 
 ablation: setup  ## change one choice of greedy_qmix at a time (ENV=greed_games or smax, SEEDS=10)
 	$(RUN) benchmarks/ablation.py --env $(ENV) --seeds $(SEEDS)
+
+drill: setup  ## kill and resume a run 200 times, and compare it with an undisturbed one (about twenty minutes)
+	$(RUN) benchmarks/drill.py kills --count 200 --with t_max=12000 rnn_hidden_dim=16
+
+curves: setup  ## every algorithm on four small tasks (SEEDS=3; hours)
+	$(RUN) benchmarks/curves.py --seeds $(SEEDS)
 
 clean:  ## remove .venv; results stay
 	rm -rf $(VENV)
