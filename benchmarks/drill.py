@@ -167,13 +167,21 @@ def compare(one: Path, other: Path) -> list[str]:
             found += [f"{a.parent.name}/{a.name}{where}" for where in unequal(left, right)]
         elif a.read_bytes() != b.read_bytes():
             found.append(a.name)
-    left, right = (json.loads((folder / "sacred/1/metrics.json").read_text()) for folder in (one, other))
+    records = [complete_records(folder) for folder in (one, other)]
+    if [len(record) for record in records] != [1, 1]:
+        return [*found, f"complete records: {records}"]
+    left, right = (json.loads((record[0] / "metrics.json").read_text()) for record in records)
     for name in sorted(left.keys() | right.keys()):
         for key in ("steps", "values"):
             if left.get(name, {}).get(key) != right.get(name, {}).get(key):
                 found.append(f"metric {name} {key}")
-    records = [folder.name for folder in (other / "sacred").iterdir() if folder.name.isdigit()]
-    return found + ([f"sacred records {records}"] if records != ["1"] else [])
+    return found
+
+
+def complete_records(results: Path) -> list[Path]:
+    """sacred's records of runs that came to their end. One that was killed before its first checkpoint has another."""
+    files = sorted((results / "sacred").glob("*/run.json"))
+    return [file.parent for file in files if json.loads(file.read_text())["status"] == "COMPLETED"]
 
 
 def unequal(a: Any, b: Any, where: str = "") -> list[str]:
