@@ -1,5 +1,7 @@
 """Fixtures of several tests. That this file is here puts its folder on the import path, for `helpers`."""
 
+import signal
+
 import pytest
 import torch
 
@@ -12,3 +14,11 @@ def double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def _heeded_interrupts():
+    """A process that a shell started in the background ignores Ctrl-C, and so would its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -398,14 +398,6 @@ def test_out_of_memory_says_what_to_lower(tmp_path, capsys):
     assert read_run(tmp_path)["status"] == "FAILED"
 
 
-@pytest.fixture
-def _heeded_interrupts():
-    """A process that a shell started in the background ignores Ctrl-C, and so would its children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("_heeded_interrupts")
 def test_control_c(tmp_path):
     """The signal itself, in a process of its own, while it trains."""

@@ -154,6 +154,7 @@ def test_help_names_the_examples(capsys):
     assert "--uniform" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_heeded_interrupts")
 def test_an_interrupted_recording_leaves_nothing(tmp_path):
     command = [sys.executable, str(ROOT / "src/dataset.py"), str(tmp_path / "d/a.h5"), "--config=qmix", "--uniform"]
     command += ["--env-config=matrix_games", "--episodes=1000000", "with", "use_cuda=False"]

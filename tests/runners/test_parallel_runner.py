@@ -449,14 +449,6 @@ def test_a_run_whose_environments_do_not_start(do, code, message, capsys):
 
 
 @pytest.fixture
-def _heeded_interrupts():
-    """A process that a shell started in the background ignores Ctrl-C, and so would its children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
 def running(place, _heeded_interrupts):
     """A run in a process group of its own, as a shell starts it, while it trains; its environments have children."""
     environments = {"do": ["bear", "litter", "deafen"], "where": "constructor"}
