@@ -442,8 +442,8 @@ def assert_stopped_by(term, tmp_path, capsys):
 
 @pytest.mark.usefixtures("beside_the_plugins")
 @pytest.mark.parametrize(("config", "term"), [("qmix", "td_loss"), ("greedy_qmix", "td_loss_independent")])
-def test_a_reward_that_is_no_number_stops_the_run(config, term, tmp_path, capsys):
-    arguments = (f"--config={config}", "--env-config=corridor.yaml", "with", *SMALL, "env=faulty:NanEnv")
+def test_a_batch_that_holds_no_numbers_stops_the_run(config, term, tmp_path, capsys):
+    arguments = (f"--config={config}", "--env-config=corridor.yaml", "with", *SMALL, "runner=faulty:NanRunner")
     assert run_main(*arguments, f"local_results_path={tmp_path}") == 1
     batch, model = assert_stopped_by(term, tmp_path, capsys)
     assert batch["reward"].isnan().any()
@@ -452,6 +452,18 @@ def test_a_reward_that_is_no_number_stops_the_run(config, term, tmp_path, capsys
         state = torch.load(model / "statistics.th", weights_only=True)
         for name in ("gap_ema", "target_std", "reward_std", "log_multipliers", "weights"):
             assert state[name] is None or torch.isfinite(state[name]).all(), name
+
+
+@pytest.mark.usefixtures("beside_the_plugins")
+@pytest.mark.parametrize("runner", ["episode", "vector", "parallel"])
+def test_an_environment_that_pays_no_number_stops_the_run(runner, tmp_path, capsys):
+    arguments = ("--config=qmix", "--env-config=corridor.yaml", "with", *SMALL, "env=faulty:NanEnv", f"runner={runner}")
+    assert run_main(*arguments, "env_crash_limit=1", f"local_results_path={tmp_path}") == 1
+    line = capsys.readouterr().err.splitlines()[0]
+    assert "training stopped at step" in line
+    assert "of episode 10: the reward is nan (float), and no finite number" in line
+    (model,) = (tmp_path / "models").glob("*/*")
+    assert f"the model is saved in {model}" in line
 
 
 @pytest.mark.usefixtures("beside_the_plugins")
