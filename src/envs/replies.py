@@ -7,8 +7,8 @@ action, and a NaN in one observation would end up in every weight. Batches of en
 Legend: N agents, A actions, O observation size, S state size.
 """
 
+import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,6 +18,7 @@ from utils.errors import UserError
 
 SIZES = ("n_agents", "n_actions", "obs_shape", "state_shape", "episode_limit")
 LARGEST = float(np.finfo(np.float32).max)
+NUMBERS = (float, int, np.floating, np.integer, np.bool_)
 MEND = "mend the environment: docs/environments.md says what it must reply"
 
 
@@ -31,7 +32,8 @@ def sizes(env: MultiAgentEnv) -> dict[str, Any]:
     for key in SIZES:
         if not isinstance(info.get(key), int | np.integer) or info[key] < 1:
             raise UserError(
-                f"env {type(env).__name__}: {key} is {info.get(key)!r} in get_env_info(), and no positive integer; {MEND}"
+                f"env {type(env).__name__}: {key} is {info.get(key)!r} in get_env_info(), and no positive integer; "
+                f"{MEND}"
             )
     return info
 
@@ -77,7 +79,7 @@ class CheckedEnv:
             self._refuse(f"step() returned {_shown(reply)}, and not (reward, terminated, info)")
         reward, done, info = reply
         number = self._number(reward)
-        if not isinstance(done, bool | np.bool_) and not (isinstance(done, Real) and done in (0, 1)):
+        if done is not True and done is not False and not (isinstance(done, NUMBERS) and done in (0, 1)):
             self._refuse(f"terminated is {_shown(done)}, and not True or False for the team")
         if not isinstance(info, Mapping):
             self._refuse(f"info is {_shown(info)}, and no dict")
@@ -103,21 +105,20 @@ class CheckedEnv:
         state = self._array("state", self.env.get_state(), self._state)
         avail = self._array("availability", self.env.get_avail_actions(), self._avail)
         able = avail == 1
-        if not (able | (avail == 0)).all():
-            agent, action = np.argwhere(~(able | (avail == 0)))[0]
+        count = np.count_nonzero(able)
+        if np.count_nonzero(avail) != count:
+            agent, action = np.argwhere(~able & (avail != 0))[0]
             self._refuse(f"the availability of agent {agent}'s action {action} is {avail[agent, action]:g}, not 0 or 1")
         # Behind a termination nobody acts; behind a time limit the value of acting is bootstrapped.
-        if not self._terminated and not able.any(axis=1).all():
+        if count < able.size and not self._terminated and not all(map(any, able.tolist())):
             self._refuse(f"agent {int(np.argmin(able.any(axis=1)))} has no available action")
         return obs, state, able.astype(np.int32)
 
     def _number(self, reward) -> float:
         """The team's reward."""
-        if not isinstance(reward, float | int | np.number | np.bool_) and not (
-            np.ndim(reward) == 0 and np.asarray(reward).dtype.kind in "fiub"
-        ):
+        if not isinstance(reward, NUMBERS) and not (np.ndim(reward) == 0 and np.asarray(reward).dtype.kind in "fiub"):
             self._refuse(f"the reward is {_shown(reward)}, and not one number for the team")
-        if isinstance(reward, complex | np.complexfloating) or not abs(reward) <= LARGEST:
+        if not abs(reward) <= LARGEST:
             self._refuse(f"the reward is {_shown(reward)}, and no finite number (float32)")
         return float(reward)
 
@@ -127,7 +128,8 @@ class CheckedEnv:
             found = np.array(value, dtype=np.float32)
         except (ValueError, TypeError, OverflowError):
             self._explain(what, value, shape)
-        if found.shape != shape or not np.isfinite(found).all():
+        # The sum of squares is the quickest test: finite if all are, but for huge numbers.
+        if found.shape != shape or (not math.isfinite(np.vdot(found, found)) and not np.isfinite(found).all()):
             self._explain(what, value, shape)
         return found
 
