@@ -53,11 +53,7 @@ class Keeper:
             self.save()
 
     def _last_words(self) -> str:
-        words = [f"Stopped at step {self.experiment.runner.t_env} ({self.stop.reason})"]
-        try:
-            words.append(f"the model is in {self.experiment.save()}")
-        except OSError as error:
-            words.append(f"the model cannot be saved: {error}")
+        words = [f"Stopped at step {self.experiment.runner.t_env} ({self.stop.reason})", self.experiment.say_save()]
         if self._last_step is None:
             words.append("there is no checkpoint")
         else:

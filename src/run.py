@@ -32,7 +32,7 @@ from utils import models
 from utils.checkpoints import Checkpoints, Resumption
 from utils.errors import Interrupted, RunFailure, UserError
 from utils.logging import Logger, Progress, format_table
-from utils.memory import format_bytes
+from utils.memory import format_bytes, is_out_of_memory
 from utils.networks import NonFiniteError
 from utils.plots import plot_gate, plot_learning_curve
 from utils.registry import lazy, resolve
@@ -122,6 +122,14 @@ def _running(args, logger: Logger) -> Iterator[Any]:
             runner.close_env()
     except EnvCrash as error:
         raise RunFailure(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailure(
+            f"no memory is left on {args.device}: {' '.join(str(error).split())[:300]}; lower batch_size "
+            f"({args.batch_size}), buffer_size ({args.buffer_size}) or batch_size_run ({args.batch_size_run})"
+            + ("" if args.device == "cpu" else ", or set buffer_cpu_only=True")
+        ) from error
     finally:
         logger.close()
 
@@ -262,19 +270,18 @@ class Experiment:
             raise
         except KeyboardInterrupt:
             progress.close()
-            self.logger.console_logger.info(
-                "Interrupted at step %d; the model is saved in %s", runner.t_env, self.save()
-            )
+            self.logger.console_logger.info("Interrupted at step %d; %s", runner.t_env, self.say_save())
             raise
         except EnvCrash as error:
-            raise RunFailure(
-                f"training stopped at step {runner.t_env}; the model is saved in {self.save()}: {error}"
-            ) from error
+            raise RunFailure(f"training stopped at step {runner.t_env}; {self.say_save()}: {error}") from error
         finally:
             progress.close()
             if self.writer is not None:  # however training ends, the episodes are whole
                 self.writer.commit()
-        saved = self.save() if args.save_model else None
+        try:
+            saved = self.save() if args.save_model else None
+        except OSError as error:
+            raise RunFailure(f"training is complete, but its model cannot be saved: {error}") from error
         done = (runner.t_env - t_start, self.counters.updates - updates, time.monotonic() - started)
         self._report(_run, *done, saved)
         return self.counters.summary
@@ -414,6 +421,13 @@ class Experiment:
         """
         return models.save(self.learner, self.model_folder, self.runner.t_env, self.args)
 
+    def say_save(self) -> str:
+        """`save`, and what became of it, in words."""
+        try:
+            return f"the model is saved in {self.save()}"
+        except OSError as error:
+            return f"the model cannot be saved: {error}"
+
     def _update(self, sample: EpisodeBatch) -> None:
         try:
             self.learner.train(sample, self.runner.t_env, self.counters.episodes)
@@ -501,21 +515,27 @@ class Experiment:
         if self.writer is not None and len(self.writer):
             rows.append(("dataset", f"{self.writer.path} ({len(self.writer):,} episodes)"))
         if args.plot:
-            unit = "gradient updates" if args.offline else "environment steps"
-            title = f"{args.name} on {_env_title(args)}, seed {args.seed}"
-            picture = plot_learning_curve(
-                self.logger.stats, title, results / "plots" / f"{args.unique_token}.png", unit
-            )
-            if picture is not None:
-                rows.append(("learning curve", f"{picture}"))
-                _run.add_artifact(str(picture), "learning_curve.png")
-            path = results / "plots" / f"{args.unique_token}_gate.png"
-            gate = plot_gate(self.logger.stats, getattr(self.learner, "gap_profile", None), title, path, unit)
-            if gate is not None:
-                rows.append(("gate", f"{gate}"))
-                _run.add_artifact(str(gate), "gate.png")
+            try:
+                rows += self._plot(_run)
+            except OSError as error:
+                self.logger.console_logger.warning("The pictures cannot be written: %s", error)
         print("\n" + format_table(rows, f"{args.name} on {_env_title(args)}, seed {args.seed}"))
         sys.stdout.flush()
+
+    def _plot(self, _run) -> list[tuple[str, str]]:
+        """Draw the run's pictures and hand them to sacred; returns what each is and where it lies."""
+        args, plots = self.args, Path(self.args.local_results_path) / "plots"
+        unit = "gradient updates" if args.offline else "environment steps"
+        title = f"{args.name} on {_env_title(args)}, seed {args.seed}"
+        curve = plot_learning_curve(self.logger.stats, title, plots / f"{args.unique_token}.png", unit)
+        profile = getattr(self.learner, "gap_profile", None)
+        gate = plot_gate(self.logger.stats, profile, title, plots / f"{args.unique_token}_gate.png", unit)
+        rows = []
+        for name, picture in (("learning curve", curve), ("gate", gate)):
+            if picture is not None:
+                rows.append((name, f"{picture}"))
+                _run.add_artifact(str(picture), f"{name.replace(' ', '_')}.png")
+        return rows
 
 
 def _choose_device(args, log) -> str:

@@ -28,14 +28,22 @@ def describe(args) -> dict:
 
 
 def save(learner, folder: Path, t_env: int, args) -> Path:
-    """Save the learner's models below the run's model folder; returns their folder."""
+    """Save the learner's models below the run's model folder; returns their folder.
+
+    Raises:
+        OSError: they cannot be written; nothing half-written is left.
+    """
     path, beside = folder / str(t_env), folder / f"{t_env}.tmp"
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    learner.save_models(str(beside))
-    (beside / DESCRIPTION).write_text(json.dumps(describe(args), indent=2) + "\n")
-    shutil.rmtree(path, ignore_errors=True)
-    beside.rename(path)  # a folder named by its step is whole
+    try:
+        beside.mkdir(parents=True)
+        learner.save_models(str(beside))
+        (beside / DESCRIPTION).write_text(json.dumps(describe(args), indent=2) + "\n")
+        shutil.rmtree(path, ignore_errors=True)
+        beside.rename(path)  # a folder named by its step is whole
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+        shutil.rmtree(beside, ignore_errors=True)
+        raise OSError(f"{path}: {error}") from error
     return path
 
 

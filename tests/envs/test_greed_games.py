@@ -323,6 +323,7 @@ def test_sizes_shapes_and_types(game, options, sizes):
         "n_agents": n_agents,
         "episode_limit": length,
         "individual_reward": False,
+        "agent_types": None,
     }
     start = env.reset()
     step = env.step(torch.zeros(4, n_agents, dtype=torch.int64))

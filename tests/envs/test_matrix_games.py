@@ -138,6 +138,7 @@ def test_sizes_shapes_and_types(game, size, n_actions, limit):
         "n_agents": 2,
         "episode_limit": limit,
         "individual_reward": False,
+        "agent_types": None,
     }
     start = env.reset()
     step = env.step(torch.zeros(4, 2, dtype=torch.int64))

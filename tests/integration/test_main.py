@@ -390,6 +390,14 @@ def test_an_interrupt_saves_the_model_and_says_where(tmp_path, capsys):
     assert read_run(tmp_path)["status"] == "INTERRUPTED"
 
 
+def test_out_of_memory_says_what_to_lower(tmp_path, capsys):
+    assert run_main(*GAME, "learner=faulty:GreedyForMemoryLearner", f"local_results_path={tmp_path}") == 1
+    line = error_line(capsys)
+    assert "no memory is left on cpu" in line
+    assert "lower batch_size (8), buffer_size (5000) or batch_size_run (8)" in line
+    assert read_run(tmp_path)["status"] == "FAILED"
+
+
 @pytest.fixture
 def _heeded_interrupts():
     """A process that a shell started in the background ignores Ctrl-C, and so would its children."""

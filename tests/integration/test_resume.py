@@ -178,7 +178,7 @@ def test_sigterm_and_going_on(tmp_path, drill):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (75, "")
-    (word,) = re.findall(r"Stopped at step (\d+) \(SIGTERM\); the model is in \S+; .*goes on at step \1", out)
+    (word,) = re.findall(r"Stopped at step (\d+) \(SIGTERM\); the model is saved in \S+; .*goes on at step \1", out)
     assert 0 < int(word) < 2000
     assert read_run(stopped)["status"] == "INTERRUPTED"
     assert run_main(*GAME, *OFTEN, "t_max=2000", f"local_results_path={stopped}", "resume=auto") == 0
@@ -297,6 +297,22 @@ def test_a_full_disk(tmp_path, drill):
     plain = tmp_path / "plain"
     assert run_main(*GAME, *options, "t_max=30000", f"local_results_path={plain}") == 0
     assert drill.compare(plain, out / "disk") == []
+
+
+def test_models_and_pictures_that_cannot_be_written(tmp_path, capsys):
+    """Their folders are files here; training and its checkpoints do not care."""
+    (tmp_path / "models").write_text("")
+    (tmp_path / "plots").write_text("")
+    results = f"local_results_path={tmp_path}"
+    assert run_main(*GAME, "use_cuda=False", "t_max=100", results) == 0
+    assert "The pictures cannot be written" in capsys.readouterr().out
+    often = ("save_model=True", "save_model_interval=20", "plot=False")
+    assert run_main(*GAME, "use_cuda=False", "t_max=100", *often, results) == 1
+    captured = capsys.readouterr()
+    assert re.search(r"The model of step \d+ cannot be saved", captured.out)
+    assert "training is complete, but its model cannot be saved" in captured.err
+    assert run_main(*GAME, "use_cuda=False", "t_max=100000000", "max_hours=0.0002", results) == 75
+    assert "the model cannot be saved: " in capsys.readouterr().out
 
 
 # The record

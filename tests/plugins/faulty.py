@@ -32,6 +32,18 @@ class InterruptedLearner(QLearner):
             raise KeyboardInterrupt
 
 
+class GreedyForMemoryLearner(QLearner):
+    """Asks for more memory than any machine has in its third update."""
+
+    updates = 0
+
+    def train(self, batch, t_env, episode_num):
+        super().train(batch, t_env, episode_num)
+        self.updates += 1
+        if self.updates == 3:
+            torch.empty(10**15)
+
+
 class NanLearner(QLearner):
     """Its own term turns into NaN in the third update."""
 

@@ -484,7 +484,7 @@ def test_control_c_leaves_nothing(running, place):
     assert (running.returncode, err) == (130, "")
     assert not started_under(place[0])  # at once
     (model,) = Path("results/models").glob("*/*")
-    assert f"Stopped at step {model.name} (SIGINT); the model is in {model}" in out
+    assert f"Stopped at step {model.name} (SIGINT); the model is saved in {model}" in out
 
 
 def test_a_killed_run_leaves_nothing(running, place):
