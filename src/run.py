@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -45,6 +45,8 @@ from utils.timehelper import time_str
 load_dataset = lazy("components.dataset:load_dataset")
 new_writer = lazy("components.dataset:DatasetWriter")
 
+NONFINITE_IN_ROW = 100  # updates in a row that are too many to leave out
+NONFINITE_SAVED = 3  # batches of left out updates that are kept to be looked at
 RESUMED_SEED = 1_000_003  # what a resumption adds to the seed of environments
 
 
@@ -145,6 +147,8 @@ class Counters:
     t_start: int = 0
     episodes: int = 0
     updates: int = 0
+    nonfinite_updates: int = 0  # left out, because a loss or gradient was no finite number
+    nonfinite_in_row: int = 0  # of these, since the last that was made
     owed: float = 0.0  # updates that the collected episodes have earned and that were not made yet
     last_test: float = -math.inf
     last_log: float = -math.inf
@@ -295,8 +299,8 @@ class Experiment:
                 sample = self.buffer.sample(args.batch_size)
                 if sample.device != args.device:
                     sample.to(args.device)
-                self._update(sample)
-                counters.updates, counters.owed = counters.updates + 1, counters.owed - 1
+                counters.updates += self._update(sample)
+                counters.owed -= 1
         t_env = runner.t_env
         if self._rolls_out and counters.updates and t_env - counters.last_rollout >= args.gate.rollout_interval:
             counters.rollout_steps += self._certify()
@@ -315,6 +319,8 @@ class Experiment:
             if not args.offline:
                 self.logger.log_stat("episode", counters.episodes, t_env)
             self.logger.log_stat("updates", counters.updates, t_env)
+            if args.on_nonfinite == "skip":
+                self.logger.log_stat("nonfinite_updates", counters.nonfinite_updates, t_env)
             progress.row(t_env, counters.updates)
             counters.last_log = t_env
         progress.line(t_env, counters.updates)
@@ -428,17 +434,45 @@ class Experiment:
         except OSError as error:
             return f"the model cannot be saved: {error}"
 
-    def _update(self, sample: EpisodeBatch) -> None:
+    def _update(self, sample: EpisodeBatch) -> bool:
+        """Learn from a batch; whether it could be done."""
+        counters = self.counters
         try:
-            self.learner.train(sample, self.runner.t_env, self.counters.episodes)
+            self.learner.train(sample, self.runner.t_env, counters.episodes)
         except NonFiniteError as error:
-            path = self.save()
-            file = path / "nonfinite_batch.pt"
-            torch.save({**sample.data.transition_data, **sample.data.episode_data}, file)
-            raise RunFailure(
-                f"training stopped at step {self.runner.t_env}: {error}; the batch is in {file}, "
-                f"the model before the update beside it"
-            ) from error
+            counters.nonfinite_updates += 1
+            counters.nonfinite_in_row += 1
+            if self.args.on_nonfinite == "stop" or counters.nonfinite_in_row >= NONFINITE_IN_ROW:
+                self._stop_at(error, sample)
+            self._leave_out(error, sample)
+            return False
+        counters.nonfinite_in_row = 0
+        return True
+
+    def _stop_at(self, error: NonFiniteError, sample: EpisodeBatch) -> NoReturn:
+        path = self.save()
+        _save_batch(sample, path / "nonfinite_batch.pt")
+        row = self.counters.nonfinite_in_row
+        often = f" in {row} updates in a row" if self.args.on_nonfinite == "skip" else ""
+        raise RunFailure(
+            f"training stopped at step {self.runner.t_env}: {error}{often}; the batch is in "
+            f"{path / 'nonfinite_batch.pt'}, the model before the update beside it"
+        ) from error
+
+    def _leave_out(self, error: NonFiniteError, sample: EpisodeBatch) -> None:
+        """Go on without this update; the first batches are kept with the model that met them."""
+        count, log = self.counters.nonfinite_updates, self.logger.console_logger.warning
+        if count & (count - 1) == 0:  # the first, second, fourth, eighth, ...
+            log("Update left out at step %d (%d so far): %s", self.runner.t_env, count, error)
+        if count > NONFINITE_SAVED:
+            return
+        try:
+            path = models.save(self.learner, self.model_folder / "nonfinite", count, self.args)
+            _save_batch(sample, path / "nonfinite_batch.pt")
+        except (OSError, RuntimeError) as reason:  # torch's writer does not say that a disk is full
+            log("Its batch cannot be saved: %s", reason)
+        else:
+            log("Its batch and the model are in %s", path)
 
     @property
     def _rolls_out(self) -> bool:
@@ -550,6 +584,10 @@ def _choose_device(args, log) -> str:
         )
     log.info("No CUDA device: training on the CPU (use_cuda=False says so on purpose, require_cuda=True would fail)")
     return "cpu"
+
+
+def _save_batch(batch: EpisodeBatch, file: Path) -> None:
+    torch.save({**batch.data.transition_data, **batch.data.episode_data}, file)
 
 
 def _versions() -> dict[str, str]:

@@ -105,6 +105,7 @@ class Run(Section):
     optim_alpha: Decay
     optim_eps: Positive
     grad_norm_clip: Positive
+    on_nonfinite: Literal["stop", "skip"]
     standardise_rewards: bool
     mac: Name
     share: Literal["all", "none", "groups"]

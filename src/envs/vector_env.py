@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from envs.multiagentenv import MultiAgentEnv
+from envs.replies import CheckedEnv
 
 
 @dataclass
@@ -100,9 +101,14 @@ class VectorEnv(ABC):
 
 
 class SerialVectorEnv(VectorEnv):
-    """Lifts `MultiAgentEnv`s to a `VectorEnv`: they step one after another in this process."""
+    """Lifts `MultiAgentEnv`s to a `VectorEnv`: they step one after another in this process.
+
+    Raises:
+        EnvCrash: from `reset` and `step`: an environment has crashed, or replied what it must not (`envs.replies`).
+    """
 
     def __init__(self, envs: list[MultiAgentEnv], device: str | torch.device = "cpu"):
+        self.checked = [CheckedEnv(env, row) for row, env in enumerate(envs)]
         info = envs[0].get_env_info()
         self.envs = envs
         self.device = device
@@ -116,24 +122,23 @@ class SerialVectorEnv(VectorEnv):
         self.agent_types = info.get("agent_types")
 
     def reset(self) -> Observation:
-        for env in self.envs:
+        for env in self.checked:
             env.reset()
-        return self._stack([self._observe(env) for env in self.envs])
+        return self._stack([env.observe() for env in self.checked])
 
     def step(self, actions: torch.Tensor) -> VectorStep:
         rewards, terminated, truncated, infos, final, following = [], [], [], [], [], []
-        for env, joint_action in zip(self.envs, actions.cpu().numpy(), strict=True):
-            reward, done, info = env.step(joint_action)
-            timed_out = bool(info.get("episode_limit", False))
-            seen = self._observe(env)
+        for env, joint_action in zip(self.checked, actions.cpu().numpy(), strict=True):
+            reward, over, cut, info = env.step(joint_action)
+            seen = env.observe()
             final.append(seen)
-            if done:
+            if over or cut:
                 env.reset()
-                seen = self._observe(env)
+                seen = env.observe()
             following.append(seen)
             rewards.append(reward)
-            terminated.append(done and not timed_out)
-            truncated.append(done and timed_out)
+            terminated.append(over)
+            truncated.append(cut)
             infos.append(info)
         keys = dict.fromkeys(key for info in infos for key, value in info.items() if isinstance(value, Number))
         stacked_info = {key: self._tensor([info.get(key, 0) for info in infos], np.float32) for key in keys}
@@ -160,11 +165,6 @@ class SerialVectorEnv(VectorEnv):
 
     def save_replay(self) -> list:
         return [env.save_replay() for env in self.envs]
-
-    @staticmethod
-    def _observe(env: MultiAgentEnv) -> tuple[Any, Any, Any]:
-        # Copies: an environment may return its own buffers and overwrite them at its next reset.
-        return np.array(env.get_obs()), np.array(env.get_state()), np.array(env.get_avail_actions())
 
     def _stack(self, seen: list[tuple[Any, Any, Any]]) -> Observation:
         obs, state, avail = zip(*seen, strict=True)

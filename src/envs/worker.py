@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from envs import REGISTRY
+from envs.replies import SIZES, CheckedEnv
 from utils.errors import UserError
 from utils.registry import resolve
 
@@ -103,11 +104,10 @@ class Worker:
     def build(self, payload: bytes) -> None:
         name, env_args = pickle.loads(payload)
         self.env = resolve("env", name, REGISTRY)(**env_args)
+        self.checked = CheckedEnv(self.env)
         info = self.env.get_env_info()
-        keys = ("n_agents", "n_actions", "obs_shape", "state_shape", "episode_limit")
-        self.individual_reward = bool(info.get("individual_reward"))
-        sizes = {key: int(info[key]) for key in keys}
-        sizes |= {"individual_reward": self.individual_reward, "agent_types": info.get("agent_types")}
+        sizes = {key: int(info[key]) for key in SIZES}
+        sizes |= {"individual_reward": self.checked.owns, "agent_types": info.get("agent_types")}
         self.channel.send(INFO + json.dumps(sizes).encode())
 
     def attach(self, payload: bytes) -> None:
@@ -116,25 +116,22 @@ class Worker:
         self.reset(b"")
 
     def reset(self, _payload: bytes) -> None:
-        self.env.reset()
+        self.checked.reset()
         self.show(BEGUN)
         self.channel.send(FRESH)
 
     def step(self, _payload: bytes) -> None:
         shared, row = self.shared, self.row
-        reward, done, info = self.env.step(shared["actions"][row].copy())
-        shared["reward"][row] = reward
-        timed_out = bool(info.get("episode_limit", False))
-        shared["terminated"][row] = done and not timed_out
-        shared["truncated"][row] = done and timed_out
-        if self.individual_reward:
-            self.write("individual_reward", row, info["individual_reward"])
+        reward, terminated, truncated, info = self.checked.step(shared["actions"][row].copy())
+        shared["reward"][row], shared["terminated"][row], shared["truncated"][row] = reward, terminated, truncated
+        if self.checked.owns:
+            shared["individual_reward"][row] = info["individual_reward"]
         self.show(PLAYED)
-        if not done:
+        if not (terminated or truncated):
             self.channel.send(STEPPED)
             return
         numbers = {key: float(value) for key, value in info.items() if isinstance(value, NUMBERS)}
-        self.channel.send(ENDED + json.dumps(numbers | {"episode_limit": float(timed_out)}).encode())
+        self.channel.send(ENDED + json.dumps(numbers | {"episode_limit": float(truncated)}).encode())
         self.reset(b"")
 
     def call(self, payload: bytes) -> None:
@@ -145,15 +142,8 @@ class Worker:
         self.channel.send(VALUE + pickle.dumps(value))
 
     def show(self, place: int) -> None:
-        self.write("obs", (place, self.row), self.env.get_obs())
-        self.write("state", (place, self.row), self.env.get_state())
-        self.write("avail", (place, self.row), np.array(self.env.get_avail_actions(), dtype=np.uint8))
-
-    def write(self, name: str, at, value) -> None:
-        target, value = self.shared[name][at], np.asarray(value)
-        if value.shape != target.shape:  # numpy would copy what is too small to every place
-            raise ValueError(f"the environment's {name} has shape {value.shape}, and not {target.shape}")
-        target[...] = value
+        for name, value in zip(("obs", "state", "avail"), self.checked.observe(), strict=True):
+            self.shared[name][place, self.row] = value
 
 
 if __name__ == "__main__":

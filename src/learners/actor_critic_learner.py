@@ -67,7 +67,8 @@ class ActorCriticLearner:
         """The gradient steps that a batch of episodes is good for.
 
         Raises:
-            NonFiniteError: a loss or a gradient is not finite; the step that has it was not taken.
+            NonFiniteError: a loss or a gradient is not finite; the step that has it was not taken, nor any after it.
+                The steps before it on this batch stand, and targets do not move.
         """
         norms: dict[str, torch.Tensor] = {}
         stats: dict[str, torch.Tensor] = {}

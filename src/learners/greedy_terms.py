@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 from learners.q_learner import LEAST_SCALE, Transitions
 from modules.behaviour import build_model
@@ -198,13 +199,18 @@ class GreedyTerms:
             return self.behaviour.log_probs(*episodes).exp(), stats | {"behaviour_loss": loss.detach()}
 
     def _train_behaviour(self) -> None:
-        """One step of the behaviour model, if there is one, on the batch that it was last asked about."""
+        """One step of the behaviour model, if there is one, on the batch that it was last asked about.
+
+        Raises:
+            NonFiniteError: its loss or gradient is not finite; this step was not taken.
+        """
         if self.behaviour is None:
             return
-        if not torch.isfinite(self._behaviour_loss):
-            raise NonFiniteError({"behaviour_loss": self._behaviour_loss})
         self.behaviour_optimiser.zero_grad()
         self._behaviour_loss.backward()
+        norm = clip_grad_norm_(self.behaviour.parameters(), torch.inf)
+        if not torch.isfinite(norm + self._behaviour_loss.detach()):
+            raise NonFiniteError({"behaviour_loss": self._behaviour_loss, "behaviour gradient norm": norm})
         self.behaviour_optimiser.step()
 
     # State

@@ -7,6 +7,7 @@ import torch
 from components.episode_buffer import EpisodeBatch
 from envs import REGISTRY as env_REGISTRY
 from envs.multiagentenv import RESTART_SEED, EnvCrash, MultiAgentEnv
+from envs.replies import CheckedEnv
 from envs.vector_env import SingleEnv
 from runners.statistics import EpisodeStatistics
 from utils.registry import resolve
@@ -23,7 +24,7 @@ class EpisodeRunner:
         self.args = args
         self.logger = logger
         self.batch_size = 1
-        self.env = self._make_env(args.env_args["seed"])
+        self._make_env(args.env_args["seed"])
         self.crashes = self.crashes_in_row = 0  # in a row: without a whole episode between them
         self.episode_limit = self.env.episode_limit
         self.t = 0
@@ -70,7 +71,7 @@ class EpisodeRunner:
 
     def reset(self) -> None:
         self.batch = self._new_batch()
-        self.env.reset()
+        self.checked.reset()
         self.t = 0
 
     @torch.no_grad()
@@ -92,14 +93,14 @@ class EpisodeRunner:
     def _play(self, test_mode: bool) -> EpisodeBatch:
         self.reset()
         self.mac.init_hidden(1)
-        episode_return, done, info = 0.0, False, {}
-        while not done:
+        episode_return, terminated, truncated, info = 0.0, False, False, {}
+        while not (terminated or truncated):
             self.batch.update(self._observation(), ts=self.t)
             actions = self.mac.select_actions(self.batch, t_ep=self.t, t_env=self.t_env, test_mode=test_mode)
-            reward, done, info = self.env.step(actions[0].cpu())
+            reward, terminated, truncated, info = self.checked.step(actions[0].cpu())
             episode_return += reward
-            timed_out = self.args.bootstrap_time_limit and info.get("episode_limit", False)
-            taken = {"actions": actions, "reward": [(reward,)], "terminated": [(done and not timed_out,)]}
+            terminal = terminated or (truncated and not self.args.bootstrap_time_limit)
+            taken = {"actions": actions, "reward": [(reward,)], "terminated": [(terminal,)]}
             if "individual_reward" in self.batch.scheme:
                 taken["individual_reward"] = [info["individual_reward"]]
             if "behaviour" in self.batch.scheme:
@@ -128,8 +129,9 @@ class EpisodeRunner:
         self.test_statistics.log(self.logger, self.t_env)
         return summary
 
-    def _make_env(self, seed: int | None) -> MultiAgentEnv:
-        return resolve("env", self.args.env, env_REGISTRY)(**{**self.args.env_args, "seed": seed})
+    def _make_env(self, seed: int | None) -> None:
+        self.env: MultiAgentEnv = resolve("env", self.args.env, env_REGISTRY)(**{**self.args.env_args, "seed": seed})
+        self.checked = CheckedEnv(self.env)
 
     def _replace_env(self, error: EnvCrash) -> None:
         self.crashes += 1
@@ -142,11 +144,8 @@ class EpisodeRunner:
         self.logger.console_logger.warning("%s. The episode is dropped and played again", error)
         self.env.close()
         seed = self.args.env_args["seed"]  # another one, so that no battle is played twice
-        self.env = self._make_env(None if seed is None else seed + RESTART_SEED * self.crashes)
+        self._make_env(None if seed is None else seed + RESTART_SEED * self.crashes)
 
     def _observation(self) -> dict:
-        return {
-            "state": [self.env.get_state()],
-            "avail_actions": [self.env.get_avail_actions()],
-            "obs": [self.env.get_obs()],
-        }
+        obs, state, avail = self.checked.observe()
+        return {"state": state[None], "avail_actions": avail[None], "obs": obs[None]}

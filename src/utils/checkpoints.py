@@ -32,7 +32,7 @@ STATE = "state.pt"
 REPLAY = "replay"
 FINISHED = "finished.json"
 # What may differ where a run goes on.
-FREE = ("resume", "checkpoint_interval", "keep_checkpoints", "max_hours", "local_results_path")
+FREE = ("resume", "checkpoint_interval", "keep_checkpoints", "max_hours", "local_results_path", "on_nonfinite")
 FORMAT = 1  # of what is written here; an older program refuses a newer one
 
 

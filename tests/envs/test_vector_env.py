@@ -256,7 +256,7 @@ def test_matrix_games_in_different_phases_keep_their_own_episode():
     serial = SerialVectorEnv([SingleEnv(matrix_game(1, "two_step")) for _ in range(2)])
     serial.reset()
     serial.step(torch.tensor([[0, 0], [0, 0]]))
-    serial.envs[1].reset()  # now environment 1 is one step behind environment 0
+    serial.checked[1].reset()  # now environment 1 is one step behind environment 0
     step = serial.step(torch.tensor([[0, 0], [1, 0]]))
     assert step.reward.tolist() == [7, 0]
     assert step.terminated.tolist() == [True, False]

@@ -442,8 +442,8 @@ def assert_stopped_by(term, tmp_path, capsys):
 
 @pytest.mark.usefixtures("beside_the_plugins")
 @pytest.mark.parametrize(("config", "term"), [("qmix", "td_loss"), ("greedy_qmix", "td_loss_independent")])
-def test_a_reward_that_is_no_number_stops_the_run(config, term, tmp_path, capsys):
-    arguments = (f"--config={config}", "--env-config=corridor.yaml", "with", *SMALL, "env=faulty:NanEnv")
+def test_a_batch_that_holds_no_numbers_stops_the_run(config, term, tmp_path, capsys):
+    arguments = (f"--config={config}", "--env-config=corridor.yaml", "with", *SMALL, "runner=faulty:NanRunner")
     assert run_main(*arguments, f"local_results_path={tmp_path}") == 1
     batch, model = assert_stopped_by(term, tmp_path, capsys)
     assert batch["reward"].isnan().any()
@@ -455,6 +455,54 @@ def test_a_reward_that_is_no_number_stops_the_run(config, term, tmp_path, capsys
 
 
 @pytest.mark.usefixtures("beside_the_plugins")
+@pytest.mark.parametrize("runner", ["episode", "vector", "parallel"])
+def test_an_environment_that_pays_no_number_stops_the_run(runner, tmp_path, capsys):
+    arguments = ("--config=qmix", "--env-config=corridor.yaml", "with", *SMALL, "env=faulty:NanEnv", f"runner={runner}")
+    assert run_main(*arguments, "env_crash_limit=1", f"local_results_path={tmp_path}") == 1
+    line = capsys.readouterr().err.splitlines()[0]
+    assert "training stopped at step" in line
+    assert "of episode 10: the reward is nan (float), and no finite number" in line
+    (model,) = (tmp_path / "models").glob("*/*")
+    assert f"the model is saved in {model}" in line
+
+
+@pytest.mark.usefixtures("beside_the_plugins")
 def test_a_term_of_a_plugin_that_is_no_number_stops_the_run(tmp_path, capsys):
     assert run_main(*GAME, "learner=faulty:NanLearner", f"local_results_path={tmp_path}") == 1
     assert_stopped_by("entropy", tmp_path, capsys)
+
+
+@pytest.mark.usefixtures("beside_the_plugins")
+def test_an_update_that_is_not_finite_can_be_left_out(tmp_path, capsys):
+    game = (*GAME, "learner=faulty:NanLearner", "log_interval=10", "t_max=200")
+    assert run_main(*game, "on_nonfinite=skip", f"local_results_path={tmp_path}") == 0
+    out = capsys.readouterr()
+    assert "Update left out at step" in out.out + out.err
+    record = read_run(tmp_path)
+    assert record["status"] == "COMPLETED"
+    skipped, made = (record["metrics"][name]["values"][-1] for name in ("nonfinite_updates", "updates"))
+    assert skipped == 1
+    (kept,) = (tmp_path / "models").glob("*/nonfinite/*")
+    assert kept.name == "1"
+    batch = torch.load(kept / "nonfinite_batch.pt", weights_only=True)
+    assert torch.isfinite(batch["reward"]).all()  # the learner's own term was none
+    assert run_main(*game, f"checkpoint_path={kept.parent}", "evaluate=True", f"local_results_path={tmp_path}") == 0
+    plain = tmp_path / "plain"
+    assert run_main(*game, "learner=q_learner", f"local_results_path={plain}") == 0
+    assert read_run(plain)["metrics"]["updates"]["values"][-1] == made + skipped
+    assert "nonfinite_updates" not in read_run(plain)["metrics"]
+
+
+@pytest.mark.usefixtures("beside_the_plugins")
+def test_too_many_in_a_row_stop_the_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("run.NONFINITE_IN_ROW", 5)
+    corridor = ("--config=qmix", "--env-config=corridor.yaml", "with", *SMALL, "buffer_size=32", "batch_size=32")
+    arguments = (*corridor, "t_max=3000", "runner=faulty:NanRunner", "on_nonfinite=skip")
+    assert run_main(*arguments, f"local_results_path={tmp_path}") == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "in 5 updates in a row; the batch is in" in line
+    (run,) = (tmp_path / "models").iterdir()
+    assert sorted(path.name for path in (run / "nonfinite").iterdir()) == ["1", "2", "3"]
+    assert len(list(run.glob("*/nonfinite_batch.pt"))) == 1
+    state = torch.load(next(run.glob("*/nonfinite_batch.pt")).parent / "agent.th", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state.values())

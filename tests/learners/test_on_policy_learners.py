@@ -126,6 +126,36 @@ def test_a_non_finite_loss_is_named_and_changes_nothing(alg):
     learn(learner, 1)
 
 
+def test_steps_before_one_that_is_not_finite_stand():
+    """The rest of the batch is left out: as if there had been fewer epochs."""
+
+    args, fewer = (
+        make_args("mappo", ppo={"epochs": epochs}, gamma=0.875, standardise_rewards=True) for epochs in (5, 2)
+    )
+    learner, twin = make_learner(args), make_learner(fewer)
+    whole = learner.objectives
+
+    def failing(batch):
+        for epoch, losses in enumerate(whole(batch)):
+            if epoch == 2:
+                losses.losses["agent"] = losses.losses["agent"] * torch.nan
+            yield losses
+
+    learner.objectives = failing
+    batch = random_batch(args, seed=1)
+    with pytest.raises(NonFiniteError, match="agent gradient norm"):
+        learner.train(batch, t_env=0, episode_num=0)
+    twin.train(batch, t_env=0, episode_num=0)
+    assert_equal(weights(learner), weights(twin))
+    for name in learner.statistics:
+        assert torch.equal(getattr(learner, name), getattr(twin, name)), name
+    learner.objectives, twin.cfg = whole, learner.cfg
+    for one in (learner, twin):
+        learn(one, 2, start=1)
+    assert_equal(weights(learner), weights(twin))
+    assert all(torch.isfinite(value).all() for value in weights(learner).values())
+
+
 @every_alg
 def test_statistics_are_logged_and_documented(alg):
     learner = make_learner(some_args(alg, learner_log_interval=100))

@@ -200,11 +200,120 @@ def flatten_avail(env):
     env.get_avail_actions = lambda: [1] * ACTIONS
 
 
-STOPS = (fail, fail_silently, crash, refuse, quit_python, leave, die, hang, stop, hang_up, wait)
-DEEDS: dict[str, Callable] = {
-    deed.__name__: deed
-    for deed in (*STOPS, deafen, bear, litter, shout, mumble, widen_obs, flatten_obs, shrink_state, flatten_avail)
+def lose_an_agent(env):
+    env.get_obs = lambda: [np.zeros(OBS)] * (AGENTS - 1)
+
+
+def show_nan(env):
+    """To agent 1."""
+    env.get_obs = lambda: [np.full(OBS, np.nan if agent == 1 else 0.0) for agent in range(AGENTS)]
+
+
+def show_text(env):
+    env.get_obs = lambda: [["north"] * OBS] * AGENTS
+
+
+def show_infinity(env):
+    env.get_state = lambda: [0.0] * (STATE - 1) + [np.inf]
+
+
+def show_nothing(env):
+    env.get_state = lambda: None
+
+
+def forbid_all(env):
+    """To agent 2."""
+    env.get_avail_actions = lambda: [[int(agent < 2)] * ACTIONS for agent in range(AGENTS)]
+
+
+def half_allow(env):
+    env.get_avail_actions = lambda: [[1, 1, 0.5, 1]] * AGENTS
+
+
+def allow_twice(env):
+    env.get_avail_actions = lambda: [[1, 2, 0, 1]] * AGENTS
+
+
+def pay_nan(env):
+    env.reply["reward"] = float("nan")
+
+
+def pay_infinity(env):
+    env.reply["reward"] = np.float32(np.inf)
+
+
+def pay_too_much(env):
+    """More than float32 holds."""
+    env.reply["reward"] = 1e39
+
+
+def pay_each(env):
+    env.reply["reward"] = [1.0] * AGENTS
+
+
+def pay_text(env):
+    env.reply["reward"] = "1.0"
+
+
+def pay_nothing(env):
+    env.reply["reward"] = None
+
+
+def end_each(env):
+    env.reply["terminated"] = [True] * AGENTS
+
+
+def go_on(env):
+    env.reply["terminated"] = False
+
+
+def lose_info(env):
+    env.reply["info"] = None
+
+
+def lose_shares(env):
+    env.reply["info"] = {}
+
+
+def spoil_shares(env):
+    env.reply["info"] = {"individual_reward": [np.nan] * AGENTS}
+
+
+def lose_limit(env):
+    env.episode_limit = 0
+
+
+# What is wrong with an environment's replies, in words of the error.
+BAD_SEEN = {
+    "widen_obs": f"the observation of agent 0 has shape ({OBS + 1},), and not ({OBS},)",
+    "flatten_obs": f"the observation is that of {OBS} agents, and there are {AGENTS}",
+    "lose_an_agent": f"the observation is that of {AGENTS - 1} agents, and there are {AGENTS}",
+    "shrink_state": f"the state has shape (1,), and not ({STATE},)",
+    "flatten_avail": f"the availability is that of {ACTIONS} agents, and there are {AGENTS}",
+    "show_nan": "the observation of agent 1 holds nan at position 0",
+    "show_text": "the observation of agent 0 is ['north', 'north', 'north', 'north'] (list), which is no array of num",
+    "show_infinity": f"the state holds inf at position {STATE - 1}",
+    "show_nothing": "the state ",
+    "forbid_all": "agent 2 has no available action",
+    "half_allow": "the availability of agent 0's action 2 is 0.5, not 0 or 1",
+    "allow_twice": "the availability of agent 0's action 1 is 2, not 0 or 1",
 }
+BAD_PLAYED = {
+    "pay_nan": "the reward is nan (float), and no finite number",
+    "pay_infinity": "the reward is np.float32(inf) (float32), and no finite number",
+    "pay_too_much": "the reward is 1e+39 (float), and no finite number",
+    "pay_each": "the reward is [1.0, 1.0, 1.0] (list), and not one number for the team",
+    "pay_text": "the reward is '1.0' (str), and not one number for the team",
+    "pay_nothing": "the reward is None (NoneType), and not one number for the team",
+    "end_each": "terminated is [True, True, True] (list), and not True or False for the team",
+    "go_on": f"the episode goes on beyond episode_limit={LIMIT}",
+    "lose_info": "info is None (NoneType), and no dict",
+    "lose_shares": "info lacks individual_reward",
+    "spoil_shares": "the individual_reward holds nan at position 0",
+}
+STOPS = (fail, fail_silently, crash, refuse, quit_python, leave, die, hang, stop, hang_up, wait)
+DEEDS: dict[str, Callable] = {deed.__name__: deed for deed in (*STOPS, deafen, bear, litter, shout, mumble, lose_limit)}
+DEEDS |= {name: globals()[name] for name in (*BAD_SEEN, *BAD_PLAYED)}
 
 
 @dataclass(frozen=True)
@@ -233,6 +342,7 @@ class MisbehavingEnv(ScriptedEnv):
         self.faults = [Fault(**fault) for fault in faults or []]
         self.cue, self.slow = cue, slow
         self.replays = 0
+        self.reply: dict = {}  # what steps return instead of what they should: reward, terminated, info
         print(f"environment {seed} was started")
         self._misbehave("constructor")
 
@@ -245,7 +355,8 @@ class MisbehavingEnv(ScriptedEnv):
         self._misbehave("step")
         if self.slow:
             time.sleep(self.slow * np.random.default_rng((self.number, self.episode, self.t)).random())
-        return super().step(actions)
+        names = ("reward", "terminated", "info")
+        return tuple({**dict(zip(names, super().step(actions), strict=True)), **self.reply}.values())
 
     def save_replay(self):
         self._misbehave("call")
