@@ -31,6 +31,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from utils.credentials import masked, names_mongo
 from utils.errors import UserError
 
 HELP = """What is installed and usable here, and whether a run could start: one table.
@@ -81,7 +82,6 @@ STATISTICS, POINT_BYTES = 60, 200  # logged at each interval, and what each writ
 RESULT_BYTES = 20 * MIB  # pictures, copies of the sources, the output of processes
 
 PROBE_SECONDS = 180  # a first import from a network disk takes a minute
-MONGO_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def start_probes(config: dict[str, Any] | None) -> dict[str, Future]:
     """Start every probe whose answer is wanted, as many at a time as there are cores."""
     names = ["torch", "run"] if config else ["torch"]
     names += ["jax", "record", "smac", "smacv2"]
-    if os.environ.get("MONGO_URL"):
+    if names_mongo():
         names.append("mongo")
     with ThreadPoolExecutor(max_workers=max(1, min(len(names), core_count()))) as pool:
         return {name: pool.submit(run_probe, name, config) for name in names}
@@ -359,37 +359,22 @@ def probe_smacv2(_config) -> dict[str, Any]:
 
 
 def probe_mongo(_config) -> dict[str, Any]:
-    import pymongo
     from pymongo import errors
 
-    url, milliseconds = os.environ["MONGO_URL"], 1000 * MONGO_SECONDS
+    from utils.mongo import locate, reason
+
+    server = locate()
     try:
-        client: Any = pymongo.MongoClient(url, serverSelectionTimeoutMS=milliseconds, connectTimeoutMS=milliseconds)
-    except (errors.PyMongoError, ValueError, TypeError):  # their words, and what the URL holds, may be a password
-        raise UserError(
-            "MONGO_URL is not understood (or, with mongodb+srv, not found); write "
-            "mongodb://user:password@host:port/database, the password through urllib.parse.quote_plus"
-        ) from None
-    with client:
-        try:
+        with server.open().client as client:
             client.admin.command("ping")
-            return {"url": masked(url), "version": client.server_info()["version"]}
-        except errors.OperationFailure as error:
-            reason = (error.details or {}).get("codeName", error.code)
-            raise UserError(f"{masked(url)} refuses ({reason}); check user and password") from None
-        except errors.PyMongoError as error:
-            reason = re.search(r"\[Errno -?\d+\] [\w ]*\w|timed out|SSL\w*", f"{error}")
-            raise UserError(
-                f"{masked(url)} does not answer within {MONGO_SECONDS} s" + (f" ({reason[0]})" if reason else "") + "; "
-                "start the server, mend MONGO_URL, or unset it to record in files alone"
-            ) from None
-
-
-def masked(url: str) -> str:
-    """A URL without what may be secret: user, password and options."""
-    scheme, mark, rest = url.rpartition("://")
-    rest = rest.rpartition("@")[2].partition("?")[0]
-    return f"{scheme}{mark}{'***@' if '@' in url else ''}{rest}"
+            return {"url": masked(server.url), "version": client.server_info()["version"]}
+    except errors.OperationFailure as error:
+        raise UserError(f"{masked(server.url)} {reason(error)}; check user and password") from None
+    except errors.PyMongoError as error:
+        raise UserError(
+            f"{masked(server.url)} {reason(error)}; "
+            "start the server, mend MONGO_URL, or unset it to record in files alone"
+        ) from None
 
 
 def probe_run(config) -> dict[str, Any]:
@@ -673,7 +658,7 @@ def check_git(case: Case) -> Finding:
 
 
 def check_mongo(case: Case) -> Finding:
-    if not os.environ.get("MONGO_URL"):
+    if not names_mongo():
         return Finding(NOT_NEEDED, "MONGO_URL is not set: runs are recorded in files alone")
     try:
         found = case.ask("mongo")

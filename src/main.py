@@ -17,6 +17,7 @@ from sacred import Experiment as SacredExperiment
 from sacred.arg_parser import get_config_updates
 
 from config.schema import ConfigError, config_files, load
+from utils.credentials import hide, names_mongo
 from utils.errors import Interrupted, RunFailure, UserError
 from utils.logging import format_table, get_logger
 from utils.record import RunFolder
@@ -37,7 +38,8 @@ Examples
   python src/main.py --config=qmix --env-config=smax print_config
   python src/main.py --config=qmix --env-config=smax with checkpoint_path=results/models/TOKEN evaluate=True
 
-docs/configuration.md lists every key. Sacred's own options (-m host:port:db for MongoDB, -F folder, -u, --name, ...):
+MongoDB too keeps the record with -m host:port:db, or MONGO_URL=mongodb://user:password@host:port/db in the environment.
+docs/configuration.md lists every key. Sacred's own options (-F folder, -u, --name, ...):
 """
 
 
@@ -51,12 +53,14 @@ def main(argv: list[str]) -> int:
         alg, rest = _take_option(argv[1:], "--config")
         env, rest = _take_option(rest, "--env-config")
         experiment = SacredExperiment("greed_is_good", save_git_info=True)
+        experiment.captured_out_filter = hide  # pyright: ignore[reportAttributeAccessIssue]  sacred declares no type
         resumption = None
         if {"-h", "--help", "help"} & set(rest):
             print(HELP.format(algs=", ".join(config_files("algs")), envs=", ".join(config_files("envs"))))
             rest = ["--help"]
         else:
-            config = load(alg, env, _overrides(experiment, rest))
+            overrides, mongo_option = _parse(experiment, rest)
+            config = load(alg, env, overrides)
             experiment.add_config(config)
             if config["resume"]:
                 from utils.checkpoints import find  # it loads torch
@@ -67,12 +71,20 @@ def main(argv: list[str]) -> int:
                     print(format_table(rows, f"{resumption.folder.name} is complete; its last test"))
                     return 0
             sacred_id = None if resumption is None else resumption.description["sacred_id"]
-            experiment.observers.append(
-                RunFolder(Path(config["local_results_path"]) / "sacred", get_logger(), sacred_id)
-            )
+            records = Path(config["local_results_path"]) / "sacred"
+            experiment.observers.append(RunFolder(records, get_logger(), sacred_id))
+            if mongo_option or names_mongo():
+                from utils.mongo import MongoRecord, locate
+
+                experiment.observers.append(MongoRecord(locate(mongo_option), records, get_logger()))
     except (ConfigError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+    @experiment.option_hook
+    def _without_sacreds_mongo_observer(options):
+        options["--mongo_db"] = None  # `MongoRecord` is there instead: it needs no server to begin, and loses nothing
+
     experiment.logger = get_logger()  # pyright: ignore[reportAttributeAccessIssue]  sacred declares no type
 
     @experiment.main
@@ -112,13 +124,13 @@ def _take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
-def _overrides(experiment: SacredExperiment, argv: list[str]) -> dict:
-    """What stands behind `with`, parsed as sacred will parse it."""
+def _parse(experiment: SacredExperiment, argv: list[str]) -> tuple[dict, str | None]:
+    """What stands behind `with`, and behind -m, parsed as sacred will parse it."""
     try:
         parsed = docopt.docopt(experiment.get_usage()[2], argv, default_help=False)
     except docopt.DocoptExit as error:
         raise ConfigError(
-            f"command line: cannot read {' '.join(argv)!r}; overrides stand behind the word with: "
+            f"command line: cannot read {hide(' '.join(argv))!r}; overrides stand behind the word with: "
             f"python src/main.py --config=ALG --env-config=ENV with key=value (see --help)"
         ) from error
     command = parsed["COMMAND"]
@@ -131,7 +143,7 @@ def _overrides(experiment: SacredExperiment, argv: list[str]) -> dict:
     updates, bare = get_config_updates(parsed["UPDATE"])
     if bare:
         raise ConfigError(f"command line: {bare[0]!r} behind `with` is no override; write key=value")
-    return updates
+    return updates, parsed["--mongo_db"]
 
 
 if __name__ == "__main__":

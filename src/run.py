@@ -546,6 +546,8 @@ class Experiment:
             rows.append(("TensorBoard", f"{results / 'tb_logs' / args.unique_token}"))
         if saved is not None:
             rows.append(("model", f"{saved}"))
+            for file in sorted(saved.iterdir()):
+                _run.add_artifact(str(file), file.name)
         if self.writer is not None and len(self.writer):
             rows.append(("dataset", f"{self.writer.path} ({len(self.writer):,} episodes)"))
         if args.plot:

@@ -1,11 +1,43 @@
 """Fixtures of several tests. That this file is here puts its folder on the import path, for `helpers`."""
 
+import os
 import signal
+import uuid
 
+import pymongo
 import pytest
 import torch
+from mongo_server import MongoServer
 
 torch.set_num_threads(1)  # the networks are tiny: a second thread only waits, on a busy machine for long
+
+# A real server that tests may use, in a database of their own; no run of another test is recorded there.
+REAL_MONGO = os.environ.pop("MONGO_URL", "")
+os.environ.pop("MONGO_URL_FILE", None)
+
+
+@pytest.fixture
+def mongo_server():
+    """A stand-in for MongoDB, which can be stopped and started."""
+    with MongoServer() as server:
+        yield server
+
+
+@pytest.fixture
+def mongo_url(mongo_server):
+    """A database that is empty: of the server that MONGO_URL names, else of the stand-in."""
+    if not REAL_MONGO:
+        yield mongo_server.url
+        return
+    name = f"test_{uuid.uuid4().hex}"
+    scheme, _, rest = REAL_MONGO.partition("://")
+    place, _, options = rest.partition("?")
+    host, _, database = place.partition("/")
+    if "@" in host and "authSource=" not in options:
+        options = f"authSource={database or 'admin'}&{options}"
+    with pymongo.MongoClient(REAL_MONGO) as client:
+        yield f"{scheme}://{host}/{name}?{options}"
+        client.drop_database(name)
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ LAYERS = {
     "main": {"config", "run", "utils"},
     "doctor": {"components", "config", "envs", "run", "runners", "utils"},
     "dataset": {"components", "doctor", "run", "utils"},
+    "sync_runs": {"utils"},
 }
 PLUGIN = re.compile(r"(\w+)(\.\w+)*:\w+")  # how registries name a class that is imported only when it is asked for
 

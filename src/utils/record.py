@@ -4,17 +4,22 @@ import contextlib
 import json
 import logging
 import os
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from sacred.observers import FileStorageObserver
 from sacred.serializer import flatten
+
+from utils.credentials import hide
 
 
 class RunFolder(FileStorageObserver):
     """The record results/sacred/<id>.
 
     sacred drops an observer that fails once. Here what cannot be written is said once, kept, and written later.
+    The `uid` in run.json tells this run from all others, wherever its folder lies. No password is written.
 
     Args:
         continue_id: the run that goes on; None for a new one.
@@ -29,7 +34,10 @@ class RunFolder(FileStorageObserver):
 
     def started_event(self, ex_info, command, host_info, start_time, config, meta_info, _id):
         if self.continue_id is None or not (Path(self.basedir) / self.continue_id).is_dir():
-            return super().started_event(ex_info, command, host_info, start_time, config, meta_info, _id)
+            number = super().started_event(ex_info, command, host_info, start_time, config, meta_info, _id)
+            self.run_entry["uid"] = uuid.uuid4().hex
+            self.save_json(self.run_entry, "run.json")
+            return number
         self.dir = str(Path(self.basedir) / self.continue_id)
         before = self._read("run.json")
         ex_info["sources"] = self.save_sources(ex_info)
@@ -44,6 +52,7 @@ class RunFolder(FileStorageObserver):
             "resources": before.get("resources", []),
             "artifacts": before.get("artifacts", []),
             "heartbeat": None,
+            "uid": identity(before) if before else uuid.uuid4().hex,
         }
         self.config, self.info = config, {}
         self.cout, self.cout_write_cursor = "", 0
@@ -79,11 +88,19 @@ class RunFolder(FileStorageObserver):
         with self._forgiving(filename):
             try:
                 with beside.open("w") as file:
-                    json.dump(flatten(obj), file, sort_keys=True, indent=2)
+                    plain = flatten(obj)
+                    # Metrics hold no texts but their names.
+                    json.dump(plain if filename == "metrics.json" else hide(plain), file, sort_keys=True, indent=2)
                 os.replace(beside, path)
             except OSError:
                 beside.unlink(missing_ok=True)
                 raise
+
+    def artifact_event(self, name, filename, metadata=None, content_type=None) -> None:
+        try:
+            super().artifact_event(name, filename, metadata, content_type)
+        except OSError as error:
+            self.log.warning("%s cannot be copied to %s (%s)", filename, self.dir, error)
 
     def save_cout(self) -> None:
         with self._forgiving("cout.txt"):
@@ -105,3 +122,8 @@ class RunFolder(FileStorageObserver):
             return json.loads((Path(self.dir) / filename).read_text())
         except (OSError, ValueError):
             return {}
+
+
+def identity(record: dict[str, Any]) -> str:
+    """What a run is known by: its uid; without one, when and where it started."""
+    return record.get("uid") or f"{record['start_time']} {record['host'].get('hostname', '')}"
