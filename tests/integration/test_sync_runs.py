@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -177,19 +178,31 @@ def test_absent_from_beginning_to_end(mongo_server, tmp_path, monkeypatch, capsy
 def test_killed_and_back_again(mongo_server, tmp_path):
     """During training; the second time all that it held is lost too."""
     process = launch(tmp_path, mongo_server.url, "t_max=100000000", "log_interval=200", "-b", "1")
+    said: list[str] = []
+
+    def listen() -> None:
+        for line in process.stdout:
+            said.append(line)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+
+    def count(words: str) -> int:
+        return sum(words in line for line in said)
+
     until(lambda: mongo_server.commands.count("update") > 5)
-    for lose in (False, True):
+    for times, lose in enumerate((False, True), start=1):
         mongo_server.stop()
-        time.sleep(1.0)
+        until(lambda times=times: count("training goes on") == times)
         if lose:
             mongo_server.databases.clear()
         mongo_server.commands.clear()
         mongo_server.start()
-        until(lambda: mongo_server.commands.count("update") > 5)
+        until(lambda times=times: count("answers again") == times)
     process.terminate()
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (75, "")
-    assert out.count("training goes on") == out.count("answers again") == 2
+    assert process.wait(120) == 75
+    listener.join()
+    assert process.stderr.read() == ""
     assert check(mongo_server.url, tmp_path / "sacred/1")["status"] == "INTERRUPTED"
     assert len(read(mongo_server.url).runs.find().to_list()) == 1
 
