@@ -48,15 +48,13 @@ def main(argv: list[str]) -> int:
     """
     sys.path.append(os.getcwd())  # where plug-ins of the user's own lie
     try:
-        alg, rest = _take_option(argv[1:], "--config")
-        env, rest = _take_option(rest, "--env-config")
         experiment = SacredExperiment("greed_is_good", save_git_info=True)
         resumption = None
-        if {"-h", "--help", "help"} & set(rest):
+        config, rest = read_arguments(experiment, argv[1:])
+        if config is None:
             print(HELP.format(algs=", ".join(config_files("algs")), envs=", ".join(config_files("envs"))))
             rest = ["--help"]
         else:
-            config = load(alg, env, _overrides(experiment, rest))
             experiment.add_config(config)
             if config["resume"]:
                 from utils.checkpoints import find  # it loads torch
@@ -94,6 +92,19 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def read_arguments(experiment: SacredExperiment, argv: list[str]) -> tuple[dict | None, list[str]]:
+    """The configuration that the command line asks for (None: help), and what is left for sacred.
+
+    Raises:
+        ConfigError: anything is wrong with it.
+    """
+    alg, rest = _take_option(argv, "--config")
+    env, rest = _take_option(rest, "--env-config")
+    if {"-h", "--help", "help"} & set(rest):
+        return None, rest
+    return load(alg, env, _overrides(experiment, rest)), rest
 
 
 def _take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:
