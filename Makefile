@@ -46,13 +46,14 @@ test: setup  ## run all tests
 theory: setup  ## check every statement of docs/theory.md numerically (about three minutes)
 	$(RUN) -m pytest tests/theory -m "slow or not slow" --statements -p no:cacheprovider
 
-check: setup  ## format, lint, types, generated docs
+check: setup  ## format, lint, types, generated docs, known vulnerabilities of what is pinned
 	$(RUN) -m ruff format --check src tests benchmarks
 	$(RUN) -m ruff check src tests benchmarks
 	$(RUN) -m pyright
 	$(RUN) src/config/document.py --check
 	@if command -v shellcheck >/dev/null; then shellcheck install_sc2.sh .ci/run; \
 	else echo "shellcheck is not installed: skipped"; fi
+	@$(RUN) benchmarks/audit.py requirements.txt requirements-dev.txt requirements-cuda.txt requirements-sc2.txt
 
 format: setup  ## format the code and mend what the linter can mend
 	$(RUN) -m ruff check --fix src tests benchmarks

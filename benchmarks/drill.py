@@ -1,10 +1,15 @@
 """Drills: what a run survives, shown by doing it.
 
   python benchmarks/drill.py kills --count 200
+  python benchmarks/drill.py inputs --count 20000
 
 `kills` trains a run without pause, and the same run again while it is killed (SIGKILL) at random moments and resumed,
 and compares the two to the last bit: every tensor of every saved model, every metric that was recorded. The kills take
 turns between training, evaluation and the writing of a checkpoint. Writes results/published/drill_kills.json.
+
+`inputs` hands over inputs that are good, bad and damaged (`tests/inputs.py`: command lines, yaml files, dataset files,
+checkpoint and model folders, replies of environments), each kind its share of the count. Each must be used, unchanged,
+or refused with one clear line. Writes results/published/drill_inputs.json.
 """
 
 import argparse
@@ -17,6 +22,8 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +31,7 @@ from typing import Any
 
 from sweep import PUBLISHED, ROOT, machine
 
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 STARTING, TRAINING, EVALUATION, WRITING = range(4)  # what a run is doing
 PHASES = {TRAINING: "training", EVALUATION: "evaluation", WRITING: "writing a checkpoint"}
@@ -33,19 +40,65 @@ PATIENCE = 600.0  # seconds that a run may take to reach a phase
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["kills"])
-    parser.add_argument("--count", type=int, default=200, help="kills in all")
-    parser.add_argument("--config", default="greedy_qmix")
-    parser.add_argument("--env-config", default="greed_games")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--with", dest="settings", nargs="*", default=["t_max=6000"], help="key=value of the run")
+    drills = parser.add_subparsers(dest="what", required=True)
+    drill = drills.add_parser("kills")
+    drill.add_argument("--count", type=int, default=200, help="kills in all")
+    drill.add_argument("--config", default="greedy_qmix")
+    drill.add_argument("--env-config", default="greed_games")
+    drill.add_argument("--seed", type=int, default=0, help="of the moments")
+    drill.add_argument("--with", dest="settings", nargs="*", default=["t_max=6000"], help="key=value of the run")
+    drill = drills.add_parser("inputs")
+    drill.add_argument("--count", type=int, default=20_000, help="inputs in all")
+    drill.add_argument("--seed", type=int, default=0, help="of the inputs")
     args = parser.parse_args()
-    report = kills(args.config, args.env_config, args.settings, args.count, args.seed)
+    if args.what == "inputs":
+        report = inputs(args.count, args.seed)
+    else:
+        report = kills(args.config, args.env_config, args.settings, args.count, args.seed)
     PUBLISHED.mkdir(parents=True, exist_ok=True)
     report = {"settings": vars(args), "machine": machine(), **report}
-    (PUBLISHED / "drill_kills.json").write_text(json.dumps(report, indent=1) + "\n")
-    for key in ("kills", "runs", "resumptions", "differences"):
+    (PUBLISHED / f"drill_{args.what}.json").write_text(json.dumps(report, indent=1) + "\n")
+    for key in report.keys() - {"settings", "machine"}:
         print(f"{key:<14}{report[key]}")
+    sys.exit(1 if report.get("failures") or report.get("differences") else 0)
+
+
+def inputs(count: int, seed: int) -> dict[str, Any]:
+    """Try so many inputs, an equal share of each kind; what became of them."""
+    from inputs import KINDS
+
+    tried: dict[str, Counter] = {}
+    failures: list[str] = []
+    for name, kind in KINDS.items():
+        tried[name], started = Counter(tried=0), time.monotonic()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try_inputs(kind, -(-count // len(KINDS)), seed, tried[name])
+        except Exception as error:  # whatever it is, it is what the drill looks for
+            failures.append(f"{name}: {type(error).__name__}: {error}")
+            traceback.print_exc()
+        print(f"{name}: {dict(tried[name])} in {time.monotonic() - started:.0f} s", flush=True)
+    return {"inputs": sum(found["tried"] for found in tried.values()), "tried": tried, "failures": failures}
+
+
+def try_inputs(kind, count: int, seed: int, found: Counter) -> None:
+    """Draw so many inputs of one kind and check them; counts in `found` what became of them.
+
+    Raises:
+        Exception: what a check raised, for the simplest input that makes it do so.
+    """
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import seed as seeded
+
+    @seeded(seed)
+    @settings(max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(kind.inputs)
+    def attempt(one):
+        found["tried"] += 1
+        found[kind.check(one)] += 1
+
+    attempt()
 
 
 def kills(config: str, env_config: str, settings: Sequence[str], count: int, seed: int) -> dict[str, Any]:

@@ -50,17 +50,14 @@ def main(argv: list[str]) -> int:
     """
     sys.path.append(os.getcwd())  # where plug-ins of the user's own lie
     try:
-        alg, rest = _take_option(argv[1:], "--config")
-        env, rest = _take_option(rest, "--env-config")
         experiment = SacredExperiment("greed_is_good", save_git_info=True)
         experiment.captured_out_filter = hide  # pyright: ignore[reportAttributeAccessIssue]  sacred declares no type
         resumption = None
-        if {"-h", "--help", "help"} & set(rest):
+        config, mongo_option, rest = read_arguments(experiment, argv[1:])
+        if config is None:
             print(HELP.format(algs=", ".join(config_files("algs")), envs=", ".join(config_files("envs"))))
             rest = ["--help"]
         else:
-            overrides, mongo_option = _parse(experiment, rest)
-            config = load(alg, env, overrides)
             experiment.add_config(config)
             if config["resume"]:
                 from utils.checkpoints import find  # it loads torch
@@ -106,6 +103,20 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def read_arguments(experiment: SacredExperiment, argv: list[str]) -> tuple[dict | None, str | None, list[str]]:
+    """The configuration that the command line asks for (None: help), what stands behind -m, and what is sacred's.
+
+    Raises:
+        ConfigError: anything is wrong with it.
+    """
+    alg, rest = _take_option(argv, "--config")
+    env, rest = _take_option(rest, "--env-config")
+    if {"-h", "--help", "help"} & set(rest):
+        return None, None, rest
+    overrides, mongo_option = _parse(experiment, rest)
+    return load(alg, env, overrides), mongo_option, rest
 
 
 def _take_option(argv: list[str], name: str) -> tuple[str | None, list[str]]:

@@ -450,29 +450,27 @@ class Experiment:
         return True
 
     def _stop_at(self, error: NonFiniteError, sample: EpisodeBatch) -> NoReturn:
-        path = self.save()
-        _save_batch(sample, path / "nonfinite_batch.pt")
         row = self.counters.nonfinite_in_row
         often = f" in {row} updates in a row" if self.args.on_nonfinite == "skip" else ""
-        raise RunFailure(
-            f"training stopped at step {self.runner.t_env}: {error}{often}; the batch is in "
-            f"{path / 'nonfinite_batch.pt'}, the model before the update beside it"
-        ) from error
+        kept = self._keep(sample, self.model_folder, self.runner.t_env)
+        raise RunFailure(f"training stopped at step {self.runner.t_env}: {error}{often}; {kept}") from error
 
     def _leave_out(self, error: NonFiniteError, sample: EpisodeBatch) -> None:
         """Go on without this update; the first batches are kept with the model that met them."""
         count, log = self.counters.nonfinite_updates, self.logger.console_logger.warning
         if count & (count - 1) == 0:  # the first, second, fourth, eighth, ...
             log("Update left out at step %d (%d so far): %s", self.runner.t_env, count, error)
-        if count > NONFINITE_SAVED:
-            return
+        if count <= NONFINITE_SAVED:
+            log("Of update left out %d %s", count, self._keep(sample, self.model_folder / "nonfinite", count))
+
+    def _keep(self, sample: EpisodeBatch, folder: Path, number: int) -> str:
+        """Save a batch that could not be learned from with the model; says where."""
         try:
-            path = models.save(self.learner, self.model_folder / "nonfinite", count, self.args)
-            _save_batch(sample, path / "nonfinite_batch.pt")
-        except (OSError, RuntimeError) as reason:  # torch's writer does not say that a disk is full
-            log("Its batch cannot be saved: %s", reason)
-        else:
-            log("Its batch and the model are in %s", path)
+            file = models.save(self.learner, folder, number, self.args) / "nonfinite_batch.pt"
+            torch.save({**sample.data.transition_data, **sample.data.episode_data}, file)
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+            return f"the batch cannot be saved: {error}"
+        return f"the batch is in {file}, the model before the update beside it"
 
     @property
     def _rolls_out(self) -> bool:
@@ -586,10 +584,6 @@ def _choose_device(args, log) -> str:
         )
     log.info("No CUDA device: training on the CPU (use_cuda=False says so on purpose, require_cuda=True would fail)")
     return "cpu"
-
-
-def _save_batch(batch: EpisodeBatch, file: Path) -> None:
-    torch.save({**batch.data.transition_data, **batch.data.episode_data}, file)
 
 
 def _versions() -> dict[str, str]:

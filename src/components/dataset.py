@@ -55,7 +55,7 @@ class DatasetWriter:
         self._beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = h5py.File(self._beside, "w")
+            self._file = h5py.File(self._beside, "w", libver="latest")  # whose structures have checksums
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {_one_line(error)}; name another file") from error
         for field, (shape, dtype) in self.fields.items():
@@ -334,7 +334,7 @@ def _fault(content: Mapping[str, np.ndarray]) -> tuple[int, str] | None:
 
 def _checksum(attributes: Mapping[str, Any], digests: Mapping[str, str]) -> str:
     """Of the attributes, and of every field's bytes in order of episodes."""
-    content = json.dumps({"attributes": dict(attributes), "fields": dict(digests)}, sort_keys=True)
+    content = json.dumps({"attributes": dict(attributes), "fields": dict(digests)}, sort_keys=True, default=repr)
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 
 
@@ -342,7 +342,7 @@ def _plain(value: Any) -> Any:
     """An attribute as it was before HDF5 stored it."""
     if isinstance(value, bytes):
         return value.decode()
-    return value.item() if isinstance(value, np.generic) else value
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _one_line(error: Exception) -> str:

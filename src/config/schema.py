@@ -22,6 +22,9 @@ FLAGS = {"config": "algs", "env-config": "envs"}  # what each flag names: a file
 class ConfigError(Exception):
     """The configuration is wrong: one line with the key, its value, where it was set, and the remedy."""
 
+    def __init__(self, message: str):  # a key or value may hold line breaks
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
 
 # --- types, ranges and allowed values
 
@@ -571,8 +574,10 @@ class _Draft:
 
     def _merge(self, config: dict, updates: Mapping, source: str, prefix: str) -> None:
         for key, value in updates.items():
-            if not isinstance(key, str) or "." in key:
-                raise ConfigError(f"{prefix}{key!r} ({source}): a key is text without dots; in yaml, indent a block")
+            if not isinstance(key, str) or "." in key or not key.isprintable():
+                raise ConfigError(
+                    f"{prefix}{key!r} ({source}): a key is printable text without dots; in yaml, indent a block"
+                )
             self.sources[prefix + key] = source
             if not isinstance(value, Mapping):
                 config[key] = copy.deepcopy(value)

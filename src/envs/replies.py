@@ -71,7 +71,8 @@ class CheckedEnv:
     def step(self, actions) -> tuple[float, bool, bool, dict]:
         """Play the joint action, N integers: (team reward, terminated, truncated, info).
 
-        Where agents have rewards of their own, info["individual_reward"] is an array of them, (N,) float32.
+        Where agents have rewards of their own, info["individual_reward"] is an array of them, (N,) float32. Else info
+        holds numbers alone, which statistics are made of, and them at an episode's end.
         """
         reply = self.env.step(actions)
         self.t += 1
@@ -88,14 +89,17 @@ class CheckedEnv:
                 f"the episode goes on beyond episode_limit={self.limit}: at this step it ends, with terminated=True "
                 f'and info["episode_limit"]=True'
             )
+        found: dict[str, Any] = {}
         if self.owns:
             if "individual_reward" not in info:
                 self._refuse("info lacks individual_reward, the agents' own rewards")
-            earned = self._array("individual_reward", info["individual_reward"], self._agents)
-            info = {**info, "individual_reward": earned}
-        cut = bool(done and info.get("episode_limit", False))
+            found["individual_reward"] = self._array("individual_reward", info["individual_reward"], self._agents)
+        cut = False
+        if done:
+            found |= {f"{key}": float(value) for key, value in info.items() if isinstance(value, NUMBERS)}
+            cut = bool(found.get("episode_limit", False))
         self._terminated = bool(done and not cut)
-        return number, self._terminated, cut, info
+        return number, self._terminated, cut, found
 
     def observe(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What is shown now: observations (N, O) and state (S,) float32, available actions (N, A) int32. All copies,

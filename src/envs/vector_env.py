@@ -5,7 +5,6 @@ Legend: E environments, N agents, A actions, O observation size, S state size.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -140,7 +139,7 @@ class SerialVectorEnv(VectorEnv):
             terminated.append(over)
             truncated.append(cut)
             infos.append(info)
-        keys = dict.fromkeys(key for info in infos for key, value in info.items() if isinstance(value, Number))
+        keys = dict.fromkeys(key for info in infos for key in info if key != "individual_reward")
         stacked_info = {key: self._tensor([info.get(key, 0) for info in infos], np.float32) for key in keys}
         stacked_info["episode_limit"] = self._tensor(truncated, np.float32)
         shares = None

@@ -32,7 +32,6 @@ INFO, FRESH, STEPPED, ENDED, VALUE = b"i", b"f", b"p", b"e", b"v"
 FAILED = b"x"  # instead of any answer, with (message, whether it is a UserError); the worker ends
 PACKET = 1 << 17  # bytes of the largest packet
 
-NUMBERS = (int, float, np.bool_, np.number)  # what infos are averaged over
 PLAYED, BEGUN = 0, 1  # the two places for what an environment shows: after a step, and at an episode's start
 
 
@@ -130,8 +129,8 @@ class Worker:
         if not (terminated or truncated):
             self.channel.send(STEPPED)
             return
-        numbers = {key: float(value) for key, value in info.items() if isinstance(value, NUMBERS)}
-        self.channel.send(ENDED + json.dumps(numbers | {"episode_limit": float(truncated)}).encode())
+        info.pop("individual_reward", None)
+        self.channel.send(ENDED + json.dumps(info | {"episode_limit": float(truncated)}).encode())
         self.reset(b"")
 
     def call(self, payload: bytes) -> None:

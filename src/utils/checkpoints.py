@@ -33,7 +33,8 @@ REPLAY = "replay"
 FINISHED = "finished.json"
 # What may differ where a run goes on.
 FREE = ("resume", "checkpoint_interval", "keep_checkpoints", "max_hours", "local_results_path", "on_nonfinite")
-FORMAT = 1  # of what is written here; an older program refuses a newer one
+FORMAT = 2  # of what is written here; there is no program that reads several
+SEAL = "seal"  # key of the checksum that a description holds of itself
 
 
 class DamagedError(Exception):
@@ -110,8 +111,8 @@ class Checkpoints:
             checksum, size = _write_tensors(beside / STATE, state)
             files = {STATE: checksum}
             description = {"format": FORMAT, "step": step, "files": files, "replay": segments, **about}
-            text = json.dumps(description, indent=1)
-            _write(beside / DESCRIPTION, lambda file: file.write(text.encode()))
+            text = _seal(description)
+            _write(beside / DESCRIPTION, lambda file: file.write(text))
             shutil.rmtree(final, ignore_errors=True)  # of the same step, from before a resumption
             beside.rename(final)
             _sync(self.folder)
@@ -154,8 +155,7 @@ class Checkpoints:
 
     def finish(self, about: dict) -> None:
         """Note that the run is complete, and remove what was only needed to go on."""
-        text = json.dumps(about, indent=1)
-        _write(self.folder / FINISHED, lambda file: file.write(text.encode()))
+        _write(self.folder / FINISHED, lambda file: file.write(_seal(about)))
         for step in steps(self.folder):
             shutil.rmtree(self.folder / f"{step}", ignore_errors=True)
         shutil.rmtree(self.folder / REPLAY, ignore_errors=True)
@@ -184,7 +184,8 @@ class Checkpoints:
                 needed |= {one["file"] for one in describe(self.folder / f"{step}")["replay"]}
         for file in (self.folder / REPLAY).iterdir():
             if file.name not in needed:
-                file.unlink(missing_ok=True)
+                with contextlib.suppress(IsADirectoryError):  # of somebody else's
+                    file.unlink(missing_ok=True)
         for leftover in self.folder.glob("*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -227,7 +228,7 @@ def find(resume: str, config: dict) -> Resumption | None:
 
 def _open(folder: Path) -> Resumption | None:
     try:
-        finished = json.loads((folder / FINISHED).read_text())
+        finished = _unseal((folder / FINISHED).read_bytes())
         return Resumption(folder, finished, finished["result"])
     except (OSError, ValueError, KeyError):
         description = newest_description(folder)
@@ -261,15 +262,16 @@ def describe(folder: Path) -> dict:
     """What a checkpoint says of itself.
 
     Raises:
-        DamagedError: it is not readable, or of a later format.
+        DamagedError: it is not what was written, or of another format.
     """
     file = folder / DESCRIPTION
     try:
-        found = json.loads(file.read_text())
-        if found["format"] > FORMAT:
-            raise DamagedError(f"{file} has format {found['format']}, this program reads up to {FORMAT}")
-        _ = found["step"], found["files"][STATE], found["token"], found["config"]
-        _ = [(one["file"], one["first"], one["end"], one["sha256"]) for one in found["replay"]]
+        found = json.loads(file.read_bytes())
+        if found["format"] != FORMAT:
+            raise DamagedError(f"{file} has format {found['format']}, this program reads {FORMAT}")
+        found = _unseal(file.read_bytes())
+        if folder.name != f"{found['step']}":
+            raise DamagedError(f"{file} is of step {found['step']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{file}: {type(error).__name__} {error}") from error
     return found
@@ -295,10 +297,31 @@ def is_free(folder: Path) -> bool:
     return True
 
 
+def _seal(values: dict) -> bytes:
+    """As JSON, with a checksum of the content."""
+    values = json.loads(json.dumps(values))
+    return json.dumps({**values, SEAL: _digest(values)}, indent=1).encode()
+
+
+def _unseal(text: bytes) -> dict:
+    """
+    Raises:
+        ValueError, KeyError, TypeError: it is not what was sealed.
+    """
+    found = json.loads(text)
+    if found.pop(SEAL) != _digest(found):
+        raise ValueError("it is not what was written")
+    return found
+
+
+def _digest(values: dict) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def _write_tensors(path: Path, values: Any) -> tuple[str, int]:
     """Returns the checksum and the size."""
     _write(path, lambda file: torch.save(values, file))
-    return _checksum(path), path.stat().st_size
+    return checksum_of(path), path.stat().st_size
 
 
 def _write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
@@ -329,14 +352,14 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _checksum(path: Path) -> str:
+def checksum_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(path: Path, checksum: str) -> None:
     try:
-        found = _checksum(path)
+        found = checksum_of(path)
     except OSError as error:
         raise DamagedError(f"{path}: {error}") from error
     if found != checksum:

@@ -1,10 +1,14 @@
-"""Folders of saved models: results/models/<token>/<t_env>/ with what the learner writes and `model.json` beside it."""
+"""Folders of saved models: results/models/<token>/<t_env>/ with what the learner writes, and `model.json` beside it.
+
+That file says what the model is, and has the checksums of the others.
+"""
 
 import json
 import pickle
 import shutil
 from pathlib import Path
 
+from utils.checkpoints import checksum_of
 from utils.errors import UserError
 
 DESCRIPTION = "model.json"
@@ -38,7 +42,8 @@ def save(learner, folder: Path, t_env: int, args) -> Path:
     try:
         beside.mkdir(parents=True)
         learner.save_models(str(beside))
-        (beside / DESCRIPTION).write_text(json.dumps(describe(args), indent=2) + "\n")
+        files = {file.name: checksum_of(file) for file in sorted(beside.iterdir()) if file.is_file()}
+        (beside / DESCRIPTION).write_text(json.dumps({**describe(args), "files": files}, indent=2) + "\n")
         shutil.rmtree(path, ignore_errors=True)
         beside.rename(path)  # a folder named by its step is whole
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
@@ -72,17 +77,21 @@ def load(learner, path: Path, args) -> None:
     """Load models into the learner.
 
     Raises:
-        UserError: they were made by another algorithm, for another environment, or do not fit the networks.
+        UserError: they are damaged, were made by another algorithm, for another environment, or do not fit the
+            networks.
     """
     expected = describe(args)
-    if (path / DESCRIPTION).exists():
+    if (path / DESCRIPTION).exists():  # PyMARL writes none
         try:
-            found = json.loads((path / DESCRIPTION).read_text())
-        except json.JSONDecodeError as error:
+            found = json.loads((path / DESCRIPTION).read_bytes())
+            files = dict(found.get("files", {}))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"checkpoint_path: {path / DESCRIPTION} is damaged: {error}") from error
         wrong = [f"{k} {found.get(k)!r} (this run: {v!r})" for k, v in expected.items() if found.get(k) != v]
         if wrong:
             raise UserError(f"checkpoint_path: {path} holds another model: {'; '.join(wrong)}")
+        for name, checksum in files.items():
+            _check(path / name, checksum)
     try:
         learner.load_models(str(path))
     except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
@@ -91,3 +100,12 @@ def load(learner, path: Path, args) -> None:
             f"checkpoint_path: {path} does not fit {args.name} on {args.env} "
             f"({args.n_agents} agents, {args.n_actions} actions, observations of {args.obs_shape}): {reason}"
         ) from error
+
+
+def _check(file: Path, checksum: str) -> None:
+    try:
+        whole = checksum_of(file) == checksum
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint_path: {file} cannot be read: {error}; load another step (load_step)") from error
+    if not whole:
+        raise UserError(f"checkpoint_path: {file} is not what was saved; load another step (load_step), or a copy")

@@ -304,10 +304,10 @@ def test_a_wrong_value_is_named_with_what_is_allowed(update, expected):
 
 
 def test_a_key_is_text_without_dots(own_yaml):
-    with pytest.raises(ConfigError, match=r"^plugin.1 \(command line\): a key is text without dots"):
+    with pytest.raises(ConfigError, match=r"^plugin.1 \(command line\): a key is printable text without dots"):
         load("qmix", "smax", {"plugin": {1: 2}})
     path = own_yaml("gate.mode: hard\n")
-    assert refusal(alg=path) == f"'gate.mode' ({path}): a key is text without dots; in yaml, indent a block"
+    assert refusal(alg=path) == f"'gate.mode' ({path}): a key is printable text without dots; in yaml, indent a block"
 
 
 def test_an_unknown_key_is_reported_even_if_the_environment_is_no_name():
@@ -1134,3 +1134,13 @@ def test_the_config_package_imports_nothing_else_of_the_project():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & modules, path
+
+
+@pytest.mark.parametrize("key", ["l\nr", "l\ud800r", "lr\0"])
+def test_a_message_is_one_line_whatever_the_key(key):
+    with pytest.raises(ConfigError) as error:
+        load("qmix", "matrix_games", {key: 1})
+    assert str(error.value).startswith(f"{key!r} (command line): a key is printable text")
+    with pytest.raises(ConfigError) as error:
+        load(key, "matrix_games", {})
+    assert str(error.value).isprintable()
