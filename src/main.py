@@ -94,6 +94,8 @@ def main(argv: list[str]) -> int:
             # SystemExit: sacred records the run as failed, and prints no traceback.
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2 if isinstance(error, UserError) else 1) from error
+        finally:
+            _run._get_captured_output()  # sacred records the last words only of runs that are complete
 
     try:
         experiment.run_commandline([argv[0], *rest])

@@ -31,7 +31,6 @@ def _quick(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mongo, "EVERY", 0.05)
-    monkeypatch.setattr(mongo, "ANSWER", 0.2)
 
 
 def read(url: str):
@@ -87,7 +86,7 @@ def launch(results, url: str, *options: str) -> subprocess.Popen:
     """A run of its own process, whose copies are quick."""
     program = (
         "import sys; from main import main; from utils import mongo; "
-        "mongo.EVERY, mongo.SHARE, mongo.ANSWER = 0.05, 1, 0.2; "
+        "mongo.EVERY, mongo.SHARE, mongo.ANSWER = 0.05, 1, 1.0; "
         "sys.exit(main(['main.py', *sys.argv[1:]]))"
     )
     return subprocess.Popen(
@@ -159,6 +158,7 @@ def test_runs_that_never_reached_it(mongo_url, tmp_path, monkeypatch, capsys):
 
 def test_absent_from_beginning_to_end(mongo_server, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MONGO_URL", mongo_server.url)
+    monkeypatch.setattr(mongo, "ANSWER", 0.2)
     mongo_server.stop()
     assert run_main(*GAME, "t_max=2000", f"local_results_path={tmp_path}") == 0
     captured = capsys.readouterr()
@@ -171,6 +171,7 @@ def test_absent_from_beginning_to_end(mongo_server, tmp_path, monkeypatch, capsy
     assert sync(str(tmp_path)) == 1
     assert "does not answer" in error_line(capsys)
     mongo_server.start()
+    monkeypatch.setattr(mongo, "ANSWER", 3.0)
     assert sync(str(tmp_path)) == 0
     check(mongo_server.url, tmp_path / "sacred/1")
 
