@@ -96,7 +96,8 @@ class CheckedEnv:
             found["individual_reward"] = self._array("individual_reward", info["individual_reward"], self._agents)
         cut = False
         if done:
-            found |= {f"{key}": float(value) for key, value in info.items() if isinstance(value, NUMBERS)}
+            numbers = {f"{key}": value for key, value in info.items() if isinstance(value, NUMBERS)}
+            found |= {key: float(value) for key, value in numbers.items() if abs(value) <= LARGEST}
             cut = bool(found.get("episode_limit", False))
         self._terminated = bool(done and not cut)
         return number, self._terminated, cut, found
@@ -120,7 +121,9 @@ class CheckedEnv:
 
     def _number(self, reward) -> float:
         """The team's reward."""
-        if not isinstance(reward, NUMBERS) and not (np.ndim(reward) == 0 and np.asarray(reward).dtype.kind in "fiub"):
+        if getattr(reward, "ndim", None) == 0 and hasattr(reward, "item"):  # an array or tensor of one number
+            reward = reward.item()
+        if not isinstance(reward, NUMBERS):
             self._refuse(f"the reward is {_shown(reward)}, and not one number for the team")
         if not abs(reward) <= LARGEST:
             self._refuse(f"the reward is {_shown(reward)}, and no finite number (float32)")

@@ -193,7 +193,7 @@ def test_what_was_collected_survives_a_failure(tmp_path, monkeypatch):
     def fail(self, sample):
         if self.counters.episodes > 50:
             raise KeyboardInterrupt
-        update(self, sample)
+        return update(self, sample)
 
     monkeypatch.setattr(run.Experiment, "_update", fail)
     options = [*TINY, GAME, f"save_dataset={tmp_path / 'a.h5'}", f"local_results_path={tmp_path}"]

@@ -300,7 +300,7 @@ BAD_SEEN = {
 }
 BAD_PLAYED = {
     "pay_nan": "the reward is nan (float), and no finite number",
-    "pay_infinity": "the reward is np.float32(inf) (float32), and no finite number",
+    "pay_infinity": "the reward is inf (float), and no finite number",
     "pay_too_much": "the reward is 1e+39 (float), and no finite number",
     "pay_each": "the reward is [1.0, 1.0, 1.0] (list), and not one number for the team",
     "pay_text": "the reward is '1.0' (str), and not one number for the team",
