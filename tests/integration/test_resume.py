@@ -1,6 +1,7 @@
 """A run that is stopped, killed or robbed of its disk goes on as if nothing had happened."""
 
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -200,6 +201,17 @@ def test_the_clock(tmp_path, capsys):
     step = max(int(path.name) for path in token.iterdir() if path.name.isdigit())
     assert run_main(*GAME, *OFTEN, f"t_max={step + 50}", f"resume={token.name}", results) == 0
     assert f"Resumed at step {step} from" in capsys.readouterr().out
+
+
+def test_jumps_of_the_wall_clock_change_nothing(tmp_path, drill, monkeypatch):
+    plain, jumping = tmp_path / "plain", tmp_path / "jumping"
+    options = (*GAME, *OFTEN, "t_max=400", "max_hours=1")
+    assert run_main(*options, f"local_results_path={plain}") == 0
+    jumps, now = itertools.count(), time.time
+    monkeypatch.setattr(time, "time", lambda: now() + (next(jumps) % 4 - 2) * 36000.0)
+    assert run_main(*options, f"local_results_path={jumping}") == 0
+    assert next(jumps) > 0  # somebody asked for the time
+    assert drill.compare(plain, jumping) == []
 
 
 def test_a_complete_run_has_nothing_to_go_on_with(tmp_path, capsys):
