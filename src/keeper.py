@@ -26,6 +26,7 @@ class Keeper:
         self.replay = None if self.args.offline else experiment.buffer  # episodes in a file are there again
         self._last = time.monotonic()
         self._last_step: int | None = None  # of the newest whole checkpoint
+        self._unsavable = False  # some part of the run, such as a class of the user's, cannot say what it is
 
     def resume(self, sacred_run) -> None:
         """Go on from the newest whole checkpoint, with the run's record as it was then."""
@@ -62,9 +63,14 @@ class Keeper:
 
     def save(self) -> None:
         """Write a checkpoint. One that cannot be written is reported, and training goes on."""
+        if self._unsavable:
+            return
         step, started = self.experiment.runner.t_env, time.monotonic()
         try:
             size = self.checkpoints.write(step, self.experiment.state_dict(), self.replay, self.about)
+        except TypeError as error:
+            self._unsavable = True
+            self.log.warning("%s: there will be no checkpoints, training goes on, and cannot be resumed", error)
         except OSError as error:
             before = (
                 "there is none before it" if self._last_step is None else f"the one of step {self._last_step} stays"

@@ -237,7 +237,13 @@ class Experiment:
         self.writer = self._new_writer(args.save_dataset) if saves else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, but for the replay."""
+        """Everything that the rest of the run depends on, but for the replay.
+
+        Raises:
+            TypeError: a part cannot be saved; the message names it.
+        """
+        if not hasattr(self.runner, "state_dict"):
+            raise TypeError(f"runner={self.args.runner} has no state_dict and load_state_dict, as PyMARL's have none")
         return {
             "learner": state_of(self.learner, "learner"),
             "runner": self.runner.state_dict(),
