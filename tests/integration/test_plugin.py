@@ -152,3 +152,17 @@ def test_a_plugin_that_is_not_there(override, message, tmp_path, capsys):
     assert code == 2
     assert line.startswith(override.partition("=")[0] + "=")
     assert message in line
+
+
+def test_pymarl_runner_costs_checkpoints_and_not_the_run(tmp_path, capsys):
+    run = train(tmp_path, "runner=my_pymarl_parts:PlainRunner", "checkpoint_interval=0.001", env="corridor.yaml")
+    assert run["status"] == "COMPLETED"
+    assert capsys.readouterr().out.count("runner=my_pymarl_parts:PlainRunner has no state_dict") == 1
+
+
+def test_pymarl_learner_and_controller_are_in_checkpoints(tmp_path, capsys):
+    options = (LEARNER, "plugin.caution=0.1", "t_max=200", "checkpoint_interval=0.001")
+    train(tmp_path, *options)
+    out = capsys.readouterr().out
+    assert "Checkpoint of step" in out
+    assert "no checkpoints" not in out
