@@ -687,8 +687,10 @@ def test_an_interrupt_in_the_middle_of_everything(make, monkeypatch):
 def test_an_interrupt_while_they_start(make, monkeypatch):
     monkeypatch.setattr(process_env, "CLOSING", SHORT)
     failures = [fault("leave", row=row, where="constructor") for row in (1, 2, 3)]
+    # Whoever is started again must not be ready before the third failure: the start would be over.
+    hanging = [fault("bear hang", row=row, start=None, where="constructor") for row in range(4)]
     with pytest.raises(KeyboardInterrupt):
-        make(4, *failures, fault("bear hang", row=0, where="constructor"), kind=Interrupted)
+        make(4, *failures, *hanging, kind=Interrupted)
 
 
 def test_closing_gives_back_all_file_descriptors(tmp_path, monkeypatch):
