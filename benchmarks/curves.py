@@ -1,11 +1,11 @@
-"""Every algorithm on four small tasks: whether it learns at all, in budgets that a laptop has.
+"""Learning curves: every algorithm on four small tasks, in budgets that a laptop has, or chosen ones on longer tasks.
 
-Nothing is tuned here: each configuration is as its file says, with exploration shortened to the budget, so this is no
-comparison of algorithms. A run's score is its last test. Its start is the first test, of networks that have hardly
-been trained. Writes curves.json and curves.png to results/published and prints the table as markdown.
+Nothing is tuned here: each configuration is as its file says, with exploration shortened to the small tasks' budgets, so
+this is no comparison of algorithms. A run's score is its last test. Its start is the first test, of networks that have
+hardly been trained. Writes NAME.json and NAME.png to results/published and prints the table as markdown.
 
   python benchmarks/curves.py --seeds 3
-  python benchmarks/curves.py --configs qmix mappo --tasks smax --seeds 5
+  python benchmarks/curves.py --name stag_hunt --configs vdn qmix dcg --tasks stag_hunt stag_hunt_punished
 """
 
 import argparse
@@ -16,7 +16,7 @@ from sweep import PUBLISHED, ROOT, Job, machine, run_jobs, summarise
 
 FORAGING = "lbforaging:Foraging-5x5-2p-1f-v3"
 # task -> environment file, steps, what is shown, other keys
-TASKS = {
+SMALL = {
     "two-step": ("matrix_games", 4000, "test_return_mean", {"env_args.game": "two_step"}),
     "decoy": ("greed_games", 4000, "test_normalised_return_mean", {"env_args.game": "decoy", "env_args.kappa": 1.0}),
     "foraging": (
@@ -27,13 +27,23 @@ TASKS = {
     ),
     "3m": ("smax", 40000, "test_battle_won_mean", {"env_args.map_name": "3m", "test_nepisode": 128}),
 }
+STAGS = {"epsilon_anneal_time": 50000, "buffer_size": 500}
+SCALED = {"env_args.reward_scale": 10.0, "test_interval": 50000}  # as large as SMAC's rewards
+LONG = {
+    "stag_hunt": ("stag_hunt", 200000, "test_return_mean", STAGS),
+    "stag_hunt_punished": ("stag_hunt", 200000, "test_return_mean", STAGS | {"env_args.punishment": -2.0}),
+    "3m_long": ("smax", 1000000, "test_battle_won_mean", {"env_args.map_name": "3m"} | SCALED),
+    "2s3z_long": ("smax", 1000000, "test_battle_won_mean", {"env_args.map_name": "2s3z"} | SCALED),
+}
+TASKS = SMALL | LONG
 TESTS = 8  # in a run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="curves", help="of the files in results/published")
     parser.add_argument("--configs", nargs="+", default=None, help="algorithms; all by default")
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(SMALL))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
@@ -43,16 +53,18 @@ def main() -> None:
     table = {config: {task: scores(records, config, task) for task in args.tasks} for config in configs}
     PUBLISHED.mkdir(parents=True, exist_ok=True)
     report = {"settings": vars(args), "tasks": TASKS, "machine": machine(), "table": table}
-    (PUBLISHED / "curves.json").write_text(json.dumps(report, indent=1) + "\n")
-    draw(table, PUBLISHED / "curves.png")
+    (PUBLISHED / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(table, PUBLISHED / f"{args.name}.png")
     print(as_markdown(table))
 
 
 def job(config: str, task: str, seed: int) -> Job:
     env, steps, _, overrides = TASKS[task]
-    often = steps // TESTS
-    budget = {"t_max": steps, "epsilon_anneal_time": steps // 4, "test_interval": often, "log_interval": often}
-    budget |= {"runner_log_interval": often, "learner_log_interval": often}
+    budget = {"t_max": steps}
+    if task in SMALL:
+        often = steps // TESTS
+        budget |= {"epsilon_anneal_time": steps // 4, "test_interval": often, "log_interval": often}
+        budget |= {"runner_log_interval": often, "learner_log_interval": often}
     return Job(task, config, config, env, tuple(sorted((budget | overrides).items())), seed)
 
 
