@@ -140,6 +140,10 @@ def work(config: str, path: str, shape: str, lengths: str, threads: int, device:
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    if not path:  # as `run` does
+        from utils.memory import keep_freed_memory
+
+        keep_freed_memory()
     torch.manual_seed(0)
     try:
         learner, batch = (peers_learner if path else our_learner)(config, shape, lengths, device, Path(path))

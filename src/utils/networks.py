@@ -37,10 +37,11 @@ class Packing:
 
     def __init__(self, lengths: torch.Tensor, T: int):
         order = lengths.argsort(descending=True, stable=True)
-        reached = torch.arange(T).unsqueeze(1) < lengths[order]  # (T, B)
+        reached = torch.arange(int(lengths.max())).unsqueeze(1) < lengths[order]  # (steps, B)
         self.counts: list[int] = reached.sum(dim=1).tolist()  # sequences that reach step t
         steps, ranks = reached.nonzero(as_tuple=True)
         self.index = steps * len(lengths) + order[ranks]  # (P,) rows of (T * B)
+        self.T, self.B = T, len(lengths)
 
     @classmethod
     def of(cls, batch) -> "Packing | None":
@@ -59,10 +60,9 @@ class Packing:
         """(T, B, ...) -> (P, ...)"""
         return x.flatten(0, 1).index_select(0, self.index)
 
-    def unpack(self, x: torch.Tensor, B: int) -> torch.Tensor:
+    def unpack(self, x: torch.Tensor) -> torch.Tensor:
         """(P, ...) -> (T, B, ...), 0 in padding."""
-        T = len(self.counts)
-        return x.new_zeros(T * B, *x.shape[1:]).index_copy(0, self.index, x).unflatten(0, (T, B))
+        return x.new_zeros(self.T * self.B, *x.shape[1:]).index_copy(0, self.index, x).unflatten(0, (self.T, self.B))
 
 
 def unroll_network(network, inputs: torch.Tensor, packing: Packing | None = None) -> torch.Tensor:
@@ -94,7 +94,7 @@ def unroll_network_features(
         return found[0].view(T, B, N, -1), found[1].view(T, B, N, -1)
     counts = [count * N for count in packing.counts]
     found = network.unroll_packed(packing.pack(inputs).flatten(0, 1), counts, hidden)
-    values, features = (packing.unpack(x.unflatten(0, (-1, N)), B) for x in found)
+    values, features = (packing.unpack(x.unflatten(0, (-1, N))) for x in found)
     return values, features
 
 
