@@ -4,8 +4,6 @@ Legend: T steps, R sequences, X inputs, H units. Sequences of different lengths 
 of all that reach step 0, then of all that reach step 1, and so on; P rows in all, counts[t] of them at step t.
 """
 
-from itertools import accumulate
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -45,7 +43,8 @@ class _PackedGRU(torch.autograd.Function):
 
         dn = d (1 - z) (1 - n^2),  dz = d (h - n) z (1 - z),  dr = dn m r (1 - r),  dm = dn r,  m = U_n h + b,
 
-    are those before each non-linearity, and dL/dh = d z + [dr, dz] U_rz + dm U_n.
+    are those before each non-linearity, and dL/dh = d z + [dr, dz] U_rz + dm U_n. A step costs little more than the
+    calls themselves, so tensors are split once.
     """
 
     @staticmethod
@@ -56,13 +55,13 @@ class _PackedGRU(torch.autograd.Function):
         gates = torch.addmm(bias, x, weight_ih.t())  # (P, 3H): r, z and n, once their steps are through
         memories = torch.cat([hidden_state, x.new_empty(len(x), H)])  # before step 0, and after every row
         m = x.new_empty(len(x), H)
-        for (start, end), before in _steps(counts):
-            h, step = memories[before : before + end - start], gates[start:end]
-            rz, n, of_h = step[:, : 2 * H], step[:, 2 * H :], m[start:end]
-            rz.addmm_(h, U_rz).sigmoid_()
-            torch.addmm(bias_hh[2 * H :], h, U_n, out=of_h)
-            n.addcmul_(rz[:, :H], of_h).tanh_()
-            torch.lerp(n, h, rz[:, H:], out=memories[R + start : R + end])
+        rz, r, z, n = (part.split(counts) for part in (gates[:, : 2 * H], *gates.split(H, dim=1)))
+        after, of_h, bias_n = memories[R:].split(counts), m.split(counts), bias_hh[2 * H :]
+        for t, h in enumerate(_before(memories, counts)):
+            rz[t].addmm_(h, U_rz).sigmoid_()
+            torch.addmm(bias_n, h, U_n, out=of_h[t])
+            n[t].addcmul_(r[t], of_h[t]).tanh_()
+            torch.lerp(n[t], h, z[t], out=after[t])
         if any(ctx.needs_input_grad):
             ctx.counts = counts
             ctx.save_for_backward(x, memories, gates, m, weight_ih, weight_hh)
@@ -72,37 +71,36 @@ class _PackedGRU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, memories, gates, m, weight_ih, weight_hh = ctx.saved_tensors
-        H = m.shape[1]
-        steps = list(_steps(ctx.counts))
-        h = torch.cat([memories[before : before + end - start] for (start, end), before in steps])  # (P, H)
+        counts, H = ctx.counts, m.shape[1]
+        h = torch.cat(_before(memories, counts))  # (P, H)
         r, z, n = gates.split(H, dim=1)
         kept = 1 - z
         by_n = torch.addcmul(kept, kept, n * n, value=-1)
         by_z = (h - n).mul_(z).mul_(kept)
         by_r = torch.addcmul(r, r, r, value=-1).mul_(m)
         d_gates, d_m = torch.empty_like(gates), torch.empty_like(m)
+        d_rz = d_gates[:, : 2 * H]
         U_rz, U_n = weight_hh.split([2 * H, H])
-        later = grad.new_zeros(0, H)  # from the step after, of the sequences that reach it
-        for (start, end), _ in reversed(steps):
-            d = grad[start:end].clone()
+        by_r, by_z, by_n, r, z, grad = (part.split(counts) for part in (by_r, by_z, by_n, r, z, grad))
+        step_r, step_z, step_n = (part.split(counts) for part in d_gates.split(H, dim=1))
+        step_rz, step_m = d_rz.split(counts), d_m.split(counts)
+        later = x.new_zeros(0, H)  # from the step after, of the sequences that reach it
+        for t in reversed(range(len(counts))):
+            d = grad[t].clone()
             d[: len(later)] += later
-            here, d_of_h = d_gates[start:end], d_m[start:end]
-            dn = here[:, 2 * H :]
-            torch.mul(d, by_n[start:end], out=dn)
-            torch.mul(d, by_z[start:end], out=here[:, H : 2 * H])
-            torch.mul(dn, by_r[start:end], out=here[:, :H])
-            torch.mul(dn, r[start:end], out=d_of_h)
-            later = d.mul_(z[start:end]).addmm_(here[:, : 2 * H], U_rz).addmm_(d_of_h, U_n)
+            torch.mul(d, by_n[t], out=step_n[t])
+            torch.mul(d, by_z[t], out=step_z[t])
+            torch.mul(step_n[t], by_r[t], out=step_r[t])
+            torch.mul(step_n[t], r[t], out=step_m[t])
+            later = d.mul_(z[t]).addmm_(step_rz[t], U_rz).addmm_(step_m[t], U_n)
         d_x = d_gates @ weight_ih if ctx.needs_input_grad[0] else None
         d_bias = d_gates.sum(dim=0)
-        d_weight_hh = torch.cat([d_gates[:, : 2 * H].t() @ h, d_m.t() @ h])
+        d_weight_hh = torch.cat([d_rz.t() @ h, d_m.t() @ h])
         d_bias_hh = torch.cat([d_bias[: 2 * H], d_m.sum(dim=0)])
         return d_x, later, None, d_gates.t() @ x, d_weight_hh, d_bias, d_bias_hh
 
 
-def _steps(counts: list[int]):
-    """For every step: where its rows begin and end, and where the memories before them begin."""
-    ends = list(accumulate(counts))
-    starts = [0, *ends[:-1]]
-    before = [0, *(counts[0] + start for start in starts[:-1])]
-    return zip(zip(starts, ends, strict=True), before, strict=True)
+def _before(memories: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
+    """The memories before every step, of the sequences that reach it."""
+    whole = memories.split([counts[0], *counts])
+    return [memory[:count] for memory, count in zip(whole, counts, strict=False)]
