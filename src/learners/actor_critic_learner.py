@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from learners.q_learner import LEAST_SCALE, Transitions
+from learners.q_learner import Learner
 from modules.critics import REGISTRY as critic_REGISTRY
-from objectives.td import lambda_targets
-from utils.moments import deviation, update_moments
 from utils.networks import NonFiniteError, blend, build_optimiser, copy_state, set_step_size
 from utils.registry import resolve
 
@@ -30,15 +28,11 @@ class Losses:
     stats: dict[str, torch.Tensor]
 
 
-class ActorCriticLearner:
-    # Attributes that change with every batch: running statistics, restored if the update fails.
-    statistics: tuple[str, ...] = ("reward_moments",)
+class ActorCriticLearner(Learner):
     reads_behaviour = False  # whether the replay has to keep the probabilities that actions were drawn with
 
     def __init__(self, mac, scheme, logger, args):
-        self.args = args
-        self.mac = mac
-        self.logger = logger
+        super().__init__(mac, logger, args)
         # Each part has a loss of its own, and steps on it alone.
         self.params: dict[str, list[nn.Parameter]] = {}
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
@@ -48,9 +42,6 @@ class ActorCriticLearner:
         self.networks["critic"] = self.critic
         self._add_part("agent", mac.parameters(), args.lr)
         self._add_part("critic", self.critic.parameters(), args.critic_lr)
-        self.reward_moments: Any = None  # of the rewards of all batches so far; None until the first
-        self.last_target_update_episode = 0
-        self.log_stats_t = -args.learner_log_interval - 1
 
     def _add_part(self, name: str, parameters: Iterable[nn.Parameter], lr: float) -> None:
         """Parameters that a loss of this name moves."""
@@ -101,29 +92,10 @@ class ActorCriticLearner:
         """What a learner that takes one step on a batch minimises."""
         raise NotImplementedError
 
-    def _transitions(self, batch) -> Transitions:
-        """The batch's steps, with rewards in units of their running standard deviation if `standardise_rewards`."""
-        step = Transitions.of(batch)
-        if self.args.standardise_rewards:
-            self.reward_moments = update_moments(self.reward_moments, step.reward, step.mask)
-            step.divide_rewards(deviation(self.reward_moments).clamp(min=LEAST_SCALE))
-        return step
-
     @staticmethod
     def _one_hot(batch, policy: torch.Tensor) -> torch.Tensor:
         """The logged actions as policies, (B, T+1, N, A); behind an episode's last action it holds no action played."""
         return F.one_hot(batch["actions"].squeeze(3), policy.shape[-1]).to(policy.dtype)
-
-    def _targets(self, step: Transitions, reward: torch.Tensor, v_next: torch.Tensor) -> torch.Tensor:
-        """TD(lambda) targets (B, T, X) from rewards (B, T, 1 or X) and next values (B, T, X)."""
-        return lambda_targets(
-            reward.expand_as(v_next),
-            step.terminated.expand_as(v_next),
-            step.mask.expand_as(v_next),
-            v_next,
-            self.args.gamma,
-            self.args.td_lambda,
-        )
 
     def _differentiate(self, part: str, loss: torch.Tensor) -> torch.Tensor:
         """Give the parameters of this part, and no others, the loss's clipped gradient; its norm before the clip."""
@@ -132,18 +104,7 @@ class ActorCriticLearner:
             parameter.grad = gradient
         return nn.utils.clip_grad_norm_(self.params[part], self.args.grad_norm_clip)
 
-    def _update_targets(self, episode_num: int) -> None:
-        if self.args.target_update_tau is not None:
-            self._move_targets(self.args.target_update_tau)
-        elif (
-            self.args.target_update_interval is not None
-            and episode_num - self.last_target_update_episode >= self.args.target_update_interval
-        ):
-            self._move_targets(1.0)
-            self.last_target_update_episode = episode_num
-
     def _move_targets(self, share: float) -> None:
-        """Let `share` of the networks enter the targets that follow them."""
         for name, online in self.targets.items():
             blend(self.networks[name], online, share)
 

@@ -78,14 +78,58 @@ class Objective:
     stats: dict[str, torch.Tensor]
 
 
-class QLearner:
+class Learner:
+    """What Q-learners and actor-critics do alike: rewards in units, TD targets, and when target networks follow."""
+
     # Attributes that change with every batch: running statistics, restored if the update fails.
     statistics: tuple[str, ...] = ("reward_moments",)
 
-    def __init__(self, mac, scheme, logger, args):
+    def __init__(self, mac, logger, args):
         self.args = args
         self.mac = mac
         self.logger = logger
+        self.reward_moments: Any = None  # of the rewards of all batches so far; None until the first
+        self.last_target_update_episode = 0
+        self.log_stats_t = -args.learner_log_interval - 1
+
+    def _transitions(self, batch, learn_scale: bool = True) -> Transitions:
+        """The batch's steps, with rewards in units of their running standard deviation if `standardise_rewards`."""
+        step = Transitions.of(batch)
+        if self.args.standardise_rewards:
+            if learn_scale or self.reward_moments is None:
+                self.reward_moments = update_moments(self.reward_moments, step.reward, step.mask)
+            step.divide_rewards(deviation(self.reward_moments).clamp(min=LEAST_SCALE))
+        return step
+
+    def _targets(self, step: Transitions, reward: torch.Tensor, v_next: torch.Tensor) -> torch.Tensor:
+        """TD targets (B, T, X) from rewards (B, T, 1 or X) and next values (B, T, X)."""
+        return lambda_targets(
+            reward.expand_as(v_next),
+            step.terminated.expand_as(v_next),
+            step.mask.expand_as(v_next),
+            v_next,
+            self.args.gamma,
+            self.args.td_lambda,
+        )
+
+    def _update_targets(self, episode_num: int) -> None:
+        if self.args.target_update_tau is not None:
+            self._move_targets(self.args.target_update_tau)
+        elif (
+            self.args.target_update_interval is not None
+            and episode_num - self.last_target_update_episode >= self.args.target_update_interval
+        ):
+            self._move_targets(1.0)
+            self.last_target_update_episode = episode_num
+
+    def _move_targets(self, share: float) -> None:
+        """Let `share` of the networks enter the target networks that follow them."""
+        raise NotImplementedError
+
+
+class QLearner(Learner):
+    def __init__(self, mac, scheme, logger, args):
+        super().__init__(mac, logger, args)
         self.target_mac = copy.deepcopy(mac)
         self.mixer: Any = None  # a module (agent_qs, states) -> Q_tot, or None for independent learners
         self.target_mixer: Any = None
@@ -95,9 +139,6 @@ class QLearner:
             self.target_mixer = copy.deepcopy(self.mixer)
             self.params += list(self.mixer.parameters())
         self.optimiser = build_optimiser(self.params, args.lr, args)
-        self.reward_moments: Any = None  # of the rewards of all batches so far; None until the first
-        self.last_target_update_episode = 0
-        self.log_stats_t = -args.learner_log_interval - 1
 
     def train(self, batch, t_env: int, episode_num: int) -> None:
         """One gradient step on a batch of episodes.
@@ -149,15 +190,6 @@ class QLearner:
             q = unroll(self.mac, batch)
             return q, joint_value(self.mixer, q, batch["actions"], Transitions.of(batch).avail, batch["state"])
 
-    def _transitions(self, batch, learn_scale: bool = True) -> Transitions:
-        """The batch's steps, with rewards in units of their running standard deviation if `standardise_rewards`."""
-        step = Transitions.of(batch)
-        if self.args.standardise_rewards:
-            if learn_scale or self.reward_moments is None:
-                self.reward_moments = update_moments(self.reward_moments, step.reward, step.mask)
-            step.divide_rewards(deviation(self.reward_moments).clamp(min=LEAST_SCALE))
-        return step
-
     def _unroll(self, mac, batch) -> Any:
         """What the controller's networks say of every step: the agents' values (B, T+1, N, A).
 
@@ -178,17 +210,6 @@ class QLearner:
         """The greedy actions of s_{t+1}, (B, T, N, 1)."""
         return greedy_actions(q if self.args.double_q else q_target, avail)[:, 1:]
 
-    def _targets(self, step: Transitions, reward: torch.Tensor, v_next: torch.Tensor) -> torch.Tensor:
-        """TD targets (B, T, X) from rewards (B, T, 1 or X) and next values (B, T, X)."""
-        return lambda_targets(
-            reward.expand_as(v_next),
-            step.terminated.expand_as(v_next),
-            step.mask.expand_as(v_next),
-            v_next,
-            self.args.gamma,
-            self.args.td_lambda,
-        )
-
     @staticmethod
     def _td_stats(chosen: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         return {
@@ -197,18 +218,7 @@ class QLearner:
             "target_mean": masked_mean(target, mask),
         }
 
-    def _update_targets(self, episode_num: int) -> None:
-        if self.args.target_update_tau is not None:
-            self._move_targets(self.args.target_update_tau)
-        elif (
-            self.args.target_update_interval is not None
-            and episode_num - self.last_target_update_episode >= self.args.target_update_interval
-        ):
-            self._move_targets(1.0)
-            self.last_target_update_episode = episode_num
-
     def _move_targets(self, share: float) -> None:
-        """Let `share` of the online networks enter the target networks."""
         for target, online in self._with_mixer(self.target_mac.agent, self.target_mixer, self.mac.agent, self.mixer):
             blend(target, online, share)
 
