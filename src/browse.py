@@ -176,7 +176,7 @@ def render(runs: list[Run], results: Path, embed: bool = False) -> str:
         tag(
             "body",
             tag("h1", f"{len(runs)} runs in {results}"),
-            tag("input", type="search", placeholder="words that a run's configuration holds: greedy_qmix 3m"),
+            tag("input", type="search", placeholder="words of a run or its configuration"),
             tag("div", *(tag("span", name, class_=align(i)) for i, name in enumerate(head)), class_="row"),
             *(show(run, results, embed) for run in newest),
             tag("script", SCRIPT),
