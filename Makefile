@@ -9,11 +9,14 @@ ENV ?= greed_games
 EPISODES ?= 2000
 DATASET ?= results/datasets/$(ENV).h5
 WITH ?=
+RESULTS ?= results
+IMAGE ?= greed-is-good
 
-.PHONY: help setup doctor train dataset test theory check format docs bench greed ablation drill curves clean
+.PHONY: help setup doctor train dataset test theory check format docs bench greed ablation drill curves image browse \
+	browse-local clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed  ## create .venv and install what is pinned
 
@@ -51,8 +54,10 @@ check: setup  ## format, lint, types, generated docs, known vulnerabilities of w
 	$(RUN) -m ruff check src tests benchmarks
 	$(RUN) -m pyright
 	$(RUN) src/config/document.py --check
-	@if command -v shellcheck >/dev/null; then shellcheck install_sc2.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck install_sc2.sh .ci/run docker/run.sh docker/browse.sh; \
 	else echo "shellcheck is not installed: skipped"; fi
+	@if [ -x $(VENV)/bin/hadolint ]; then $(VENV)/bin/hadolint docker/Dockerfile docker/omniboard.Dockerfile; \
+	else echo "hadolint is not installed: skipped"; fi
 	@$(RUN) benchmarks/audit.py requirements.txt requirements-dev.txt requirements-cuda.txt requirements-sc2.txt
 
 format: setup  ## format the code and mend what the linter can mend
@@ -77,6 +82,16 @@ drill: setup  ## kill and resume a run 200 times, and compare it with an undistu
 
 curves: setup  ## every algorithm on four small tasks (SEEDS=3; hours)
 	$(RUN) benchmarks/curves.py --seeds $(SEEDS)
+
+image:  ## build the container image (IMAGE=greed-is-good)
+	docker build -f docker/Dockerfile -t $(IMAGE) --build-arg COMMIT=$$(git rev-parse HEAD) .
+
+browse:  ## MongoDB and Omniboard in containers, with a password of their own
+	@docker/browse.sh
+
+browse-local: setup  ## a page of the runs below results, and TensorBoard (RESULTS=results)
+	$(RUN) src/browse.py $(RESULTS) --open
+	$(RUN) -m tensorboard.main --logdir $(RESULTS)/tb_logs --host 127.0.0.1
 
 clean:  ## remove .venv; results stay
 	rm -rf $(VENV)

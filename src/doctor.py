@@ -317,14 +317,14 @@ def probe_record(_config) -> dict[str, Any]:
         raise UserError(
             f"sacred imports pkg_resources, not in setuptools {version}; pip install 'setuptools<82'"
         ) from None
-    found: dict[str, Any] = {"version": sacred.__version__}
+    ask_git = shutil.which("git") is not None  # as main.py does
+    found: dict[str, Any] = {"version": sacred.__version__, "git": ask_git}
     try:
-        _, found["commit"], found["changed"] = get_commit_if_possible(str(ROOT / "src" / "main.py"), True)
+        _, found["commit"], found["changed"] = get_commit_if_possible(str(ROOT / "src" / "main.py"), ask_git)
+        found["commit"] = found["commit"] or os.environ.get("GREED_IS_GOOD_COMMIT")  # of a container's image
     except Exception as error:  # of sacred, GitPython or git: each would end a run in the same way
-        found["git_error"] = f"{error}".strip().partition("\n")[0]
-        if shutil.which("git"):  # its own words say more
-            asked = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-            found["git_error"] = asked.stderr.partition("\n")[0] or found["git_error"]
+        asked = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+        found["git_error"] = asked.stderr.partition("\n")[0] or f"{error}".strip().partition("\n")[0]
     return found
 
 
@@ -647,12 +647,13 @@ def check_sacred(case: Case) -> Finding:
 def check_git(case: Case) -> Finding:
     found = case.ask("record")
     if "git_error" in found:
-        remedy = "install git, which sacred asks for the commit"
+        remedy = "mend what git says of this repository, which sacred asks for the commit"
         if "ownership" in found["git_error"]:
             remedy = f"git config --global --add safe.directory {ROOT}"
         return Finding(PROBLEM, found["git_error"], remedy)
-    if found["commit"] is None:
-        return Finding(NOTE, "this is no git repository: runs will not record their commit")
+    if not found["commit"]:
+        reason = "this is no git repository" if found["git"] else "git is not installed"
+        return Finding(NOTE, f"{reason}: runs will not record their commit")
     changed = ", with changes that no commit has" if found["changed"] else ""
     return Finding(OK, f"runs record commit {found['commit'][:10]}{changed}")
 

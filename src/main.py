@@ -1,6 +1,7 @@
 """Command line: python src/main.py --config=ALG --env-config=ENV with key=value env_args.key=value"""
 
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -23,6 +24,7 @@ from utils.logging import format_table, get_logger
 from utils.record import RunFolder
 
 SETTINGS["CAPTURE_MODE"] = "sys"  # pyright: ignore  "fd" breaks on some platforms
+SETTINGS["HOST_INFO"]["CAPTURED_ENV"] = ["GREED_IS_GOOD_COMMIT"]  # pyright: ignore  of an image, which is no repository
 
 HELP = """Train cooperative agents: PyMARL's pipeline, and learning when to ignore cooperation.
 
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int:
     """
     sys.path.append(os.getcwd())  # where plug-ins of the user's own lie
     try:
-        experiment = SacredExperiment("greed_is_good", save_git_info=True)
+        experiment = SacredExperiment("greed_is_good", save_git_info=shutil.which("git") is not None)
         experiment.captured_out_filter = hide  # pyright: ignore[reportAttributeAccessIssue]  sacred declares no type
         resumption = None
         config, mongo_option, rest = read_arguments(experiment, argv[1:])

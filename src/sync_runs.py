@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from utils.errors import UserError
 from utils.mongo import FAILURES, Copy, Word, errors, locate, reason
+from utils.results import find_runs
 
 HELP = """Bring runs from their folders into MongoDB, where Omniboard and others read them.
 
@@ -70,20 +71,6 @@ def main(argv: list[str]) -> int:
         return 130
     print(f"{server}: {', '.join(f'{count} runs {word}' for word, count in counts.items())}")
     return 1 if unreadable else 0
-
-
-def find_runs(path: Path) -> list[Path]:
-    """The folders of runs at or below a folder of results, the first run first.
-
-    Raises:
-        UserError: there is none.
-    """
-    if (path / "run.json").exists():
-        return [path]
-    for pattern in ("*/run.json", "sacred/*/run.json", "**/sacred/*/run.json"):
-        if found := [file.parent for file in path.glob(pattern)]:
-            return sorted(found, key=lambda run: (run.parent, run.name.zfill(12)))
-    raise UserError(f"{path}: holds no runs; give a folder of results (results), or of one run (results/sacred/1)")
 
 
 if __name__ == "__main__":

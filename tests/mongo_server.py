@@ -1,4 +1,7 @@
-"""A server that speaks MongoDB's wire protocol and keeps documents in memory: as much of it as a run's record needs."""
+"""A server that speaks MongoDB's wire protocol and keeps documents in memory.
+
+As much of it as a run's record and Omniboard need.
+"""
 
 import socketserver
 import struct
@@ -80,7 +83,7 @@ class MongoServer:
         if name == "dropDatabase":
             self.databases.pop(command["$db"], None)
             return {"ok": 1.0}
-        if name not in ("find", "insert", "update", "delete", "createIndexes", "listIndexes"):
+        if name not in ("find", "aggregate", "distinct", "insert", "update", "delete", "createIndexes", "listIndexes"):
             return _error(59, "CommandNotFound")
         return getattr(self.collection(command["$db"], command[name]), name)(command)
 
@@ -143,6 +146,39 @@ class Collection:
             found = [{key: one[key] for key in ("_id", *wanted) if key in one} for one in found]
         return _cursor(command, found)
 
+    def aggregate(self, command):
+        found = self.documents
+        for stage in command["pipeline"]:
+            ((name, what),) = stage.items()
+            match name:
+                case "$match":
+                    found = [one for one in found if _matches(one, what)]
+                case "$project":
+                    found = [_project(one, what) for one in found]
+                case "$addFields":
+                    found = [one | {key: _evaluate(value, one) for key, value in what.items()} for one in found]
+                case "$sort":
+                    ((key, direction),) = what.items()
+                    found = sorted(found, key=lambda one: _look(one, key), reverse=direction < 0)
+                case "$skip":
+                    found = found[what:]
+                case "$limit":
+                    found = found[:what]
+                case "$count":
+                    found = [{what: len(found)}] if found else []
+                case _:
+                    raise NotImplementedError(name)
+        return _cursor(command, found)
+
+    def distinct(self, command):
+        values: list = []
+        for one in self.documents:
+            value = _look(one, command["key"])
+            for each in value if isinstance(value, list) else [value]:
+                if each is not None and each not in values and _matches(one, command.get("query", {})):
+                    values.append(each)
+        return {"ok": 1.0, "values": values}
+
     def insert(self, command):
         for i, one in enumerate(command["documents"]):
             if self._taken(one):
@@ -186,11 +222,47 @@ class Collection:
         return any(all(one.get(key) == new[key] for key in of) for of in keys for one in self.documents)
 
 
+def _look(document: dict[str, Any], path: str) -> Any:
+    value: Any = document
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _project(document: dict[str, Any], wanted: dict[str, int]) -> dict[str, Any]:
+    if any(wanted.values()):
+        return {key: document[key] for key in document if key == "_id" or wanted.get(key)}
+    return {key: document[key] for key in document if key not in wanted}
+
+
+def _evaluate(what: Any, document: dict[str, Any]) -> Any:
+    """An expression of an aggregation."""
+    if isinstance(what, str) and what.startswith("$"):
+        return _look(document, what[1:])
+    if not isinstance(what, dict):
+        return what
+    ((operator, operand),) = what.items()
+    if operator == "$cond":
+        return _evaluate(operand["then" if _evaluate(operand["if"], document) else "else"], document)
+    values = [_evaluate(one, document) for one in operand]
+    if operator == "$and":
+        return all(values)
+    one, other = values
+    match operator:
+        case "$eq":
+            return one == other
+        case "$gt":
+            return one is not None and one > other
+        case "$ifNull":
+            return other if one is None else one
+        case "$subtract":
+            return None if None in values else Int64((one - other).total_seconds() * 1000)
+    raise NotImplementedError(operator)
+
+
 def _matches(document: dict[str, Any], query: dict[str, Any]) -> bool:
     for path, wanted in query.items():
-        value: Any = document
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
+        value = _look(document, path)
         if not isinstance(wanted, dict):
             wanted = {"$eq": wanted}
         if not all(_holds(operator, operand, value) for operator, operand in wanted.items()):
