@@ -12,7 +12,7 @@ import argparse
 import json
 
 import numpy as np
-from sweep import PUBLISHED, ROOT, Job, machine, run_jobs, summarise
+from jobs import PUBLISHED, ROOT, Job, machine, run_jobs, summarise
 
 FORAGING = "lbforaging:Foraging-5x5-2p-1f-v3"
 # task -> environment file, steps, what is shown, other keys
