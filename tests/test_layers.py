@@ -36,6 +36,7 @@ LAYERS = {
     "doctor": {"components", "config", "envs", "run", "runners", "utils"},
     "dataset": {"components", "doctor", "run", "utils"},
     "sync_runs": {"utils"},
+    "sweep": {"doctor", "utils"},
 }
 PLUGIN = re.compile(r"(\w+)(\.\w+)*:\w+")  # how registries name a class that is imported only when it is asked for
 
