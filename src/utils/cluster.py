@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import re
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,6 +15,7 @@ from utils.attempts import Order
 from utils.errors import UserError
 
 INSTALL = "pip install -r requirements-ray.txt"
+ANSWER = 10.0  # seconds in which the head of a cluster must answer
 STORE_BYTES = 80 * 2**20  # Ray's least memory for objects; reports are small
 # A worker that ends must not kill its run, which then writes a checkpoint.
 SPARE_CHILDREN = "RAY_kill_child_processes_on_worker_exit"
@@ -35,11 +38,13 @@ class Cluster:
         os.environ.setdefault(SPARE_CHILDREN, "false")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # `attempt` hides the GPUs itself
         try:
-            import ray
+            import ray  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UserError(f"sweeps need Ray, which cannot be imported ({error}); run: {INSTALL}") from error
         self._ray = ray
         address = address or os.environ.get("RAY_ADDRESS") or "local"
+        if address not in ("local", "auto"):
+            _reach(address)
         own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE_BYTES}
         try:
             ray.init(
@@ -49,7 +54,7 @@ class Cluster:
                 **(own if address == "local" else {}),
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = f"{error}".strip().partition("\n")[0]
+            reason = f"{error}".strip().partition("\n")[0].rstrip(".")
             raise UserError(
                 f"--address={address}: {reason}; `ray status` shows a cluster, `ray start` starts one"
             ) from (error)
@@ -130,6 +135,24 @@ class Cluster:
         if not gpus and any(size.get("GPU") for size in sizes):
             notes.append("Runs use no GPU: --gpus-per-run=.25 lets four share one")
         return notes
+
+
+def _reach(address: str) -> None:
+    """
+    Raises:
+        UserError: nobody answers there, which Ray would need minutes to find out.
+    """
+    match = re.fullmatch(r"([\w.-]+|\[[\da-fA-F:]+\]):(\d{1,5})", address)
+    if match is None:
+        raise UserError(
+            f"--address={address}: give auto on a machine of the cluster, or host:port of its head (6379, not ray://)"
+        )
+    try:
+        socket.create_connection((match[1].strip("[]"), int(match[2])), ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--address={address}: nobody answers ({error}); start a cluster by: ray start --head"
+        ) from None
 
 
 def _in_words(error: BaseException) -> str:
