@@ -487,6 +487,7 @@ STUBBORN = """
 import json, pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1])
 def stop(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(1)
     (folder / "stopped").write_text(signal.Signals(number).name)
     sys.exit(75)
@@ -509,13 +510,15 @@ def test_an_attempt_that_is_ended_stops_its_run_first(end, tmp_path, monkeypatch
     assert attempts.is_free(run)
 
 
-def test_a_run_survives_nobody_and_nobody_disturbs_its_last_checkpoint(tmp_path, monkeypatch):
-    """Its worker is killed: it stops with a checkpoint, for which the next attempt waits."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_whose_worker_ends_writes_its_checkpoint_in_peace(number, tmp_path, monkeypatch):
+    """It is asked to stop, once, and the next attempt waits for it."""
     found, run = order(tmp_path, STUBBORN), tmp_path / "sweep/run"
-    code = f"from utils.attempts import *; [None for _ in attempt({found!r})]"
+    code = "import signal; from utils.attempts import *; signal.signal(signal.SIGTERM, lambda *_: sys.exit(15));"
+    code += f"[None for _ in attempt({found!r})]"  # SIGTERM as Ray heeds it
     worker = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
     wait_until((run / "sacred/1/metrics.json").exists)
-    worker.kill()
+    worker.send_signal(number)
     worker.wait()
     monkeypatch.setattr(attempts, "PATIENCE", 0.3)
     report = last_report(found)  # it is impatient
@@ -590,6 +593,7 @@ def test_a_sweep_whose_processes_are_killed(tmp_path, compare, capsys):
     assert states(folder) == {"qmix 0": (DONE, 2), "qmix 3": (DONE, 1), "vdn 0": (DONE, 2), "vdn 3": (DONE, 1)}, out
     assert "cut: its worker died; it can go on at step" in out
     assert "cut: killed by SIGKILL; it can go on at step" in out
+    assert "raylet" not in out  # Ray's own words
     for run in (first, second):
         assert "Resumed at step" in (run / "output.txt").read_text()
         plain = tmp_path / run.name

@@ -71,7 +71,7 @@ def attempt(order: Order) -> Iterator[dict[str, Any]]:
             process = _start(order, lock, output)
         try:
             yield from _watch(process, folder)
-        except BaseException:  # also GeneratorExit and KeyboardInterrupt: whoever wants its end
+        except (GeneratorExit, KeyboardInterrupt):  # SystemExit sends SIGTERM anyway, and two would be one too many
             process.terminate()
             process.wait()
             raise

@@ -45,15 +45,17 @@ class Cluster:
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         if address not in ("local", "auto"):
             _reach(address)
+        # What befalls workers and machines is reported by `news`, in a line; Ray's own words fill the screen.
+        ray._private.worker.print_to_stdstream = lambda *words, **options: None
         own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE_BYTES}
         try:
             ray.init(
                 address=address,
-                logging_level=logging.CRITICAL,  # what befalls workers is reported here
+                logging_level=logging.CRITICAL,
                 log_to_driver=False,
                 **(own if address == "local" else {}),
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             reason = f"{error}".strip().partition("\n")[0].rstrip(".")
             raise UserError(
                 f"--address={address}: {reason}; `ray status` shows a cluster, `ray start` starts one"
