@@ -9,15 +9,18 @@ ENV ?= greed_games
 EPISODES ?= 2000
 DATASET ?= results/datasets/$(ENV).h5
 WITH ?=
+CONFIGS ?= qmix,greedy_qmix
+ENVS ?= smax
+MAPS ?= 3m,2s3z
 
-.PHONY: help setup doctor train dataset test theory check format docs bench greed ablation drill curves clean
+.PHONY: help setup doctor train sweep dataset test theory check format docs bench greed ablation drill curves clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed  ## create .venv and install what is pinned
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-cuda.txt
+$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-ray.txt requirements-cuda.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not on PATH; install Python 3.11 or give PYTHON=..."; exit 2; }
 	@echo "Creating $(VENV) and installing what requirements.txt pins (2 GB, a minute or two)"
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +38,10 @@ doctor:  ## what is installed and usable (CONFIG=greedy_qmix ENV=smax: whether t
 train: setup  ## train greedy_qmix on SMAX 3m (SEED=1 T_MAX=500000)
 	$(RUN) src/main.py --config=greedy_qmix --env-config=smax with env_args.map_name=3m \
 		seed=$(SEED) t_max=$(T_MAX) use_tensorboard=True save_model=True
+
+sweep: setup  ## train algorithms on maps with seeds (CONFIGS=qmix,greedy_qmix ENVS=smax MAPS=3m,2s3z SEEDS=10 WITH="key=value ...")
+	$(RUN) src/sweep.py --configs=$(CONFIGS) --env-configs=$(ENVS) $(if $(MAPS),--maps=$(MAPS)) \
+		--seeds=0-$$(($(SEEDS) - 1)) $(if $(WITH),with $(WITH))
 
 dataset: setup  ## record uniform play (ENV=greed_games EPISODES=2000 DATASET=results/datasets/$(ENV).h5 WITH="key=value ...")
 	$(RUN) src/dataset.py $(DATASET) --config=qmix --env-config=$(ENV) --episodes=$(EPISODES) --uniform \
