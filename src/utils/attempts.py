@@ -5,7 +5,7 @@ A run's folder is a `local_results_path` of its own, which all machines of a swe
     output.txt      what the run printed, attempt by attempt
     lock            held by the attempt and by its process, so by whichever of them lives longer
 
-This file is also a program: `python attempts.py PARENT COMMAND...` becomes the command, tied to the process PARENT.
+This file is also a program: `python attempts.py PARENT LOCK COMMAND...` runs a command, tied to the process PARENT.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ REPORT = 5.0  # seconds between two reports of how far it is
 PATIENCE = 900.0  # seconds that what an earlier attempt has left may take to write its checkpoint
 
 BAD_INPUT, TRY_AGAIN, CONTROL_C = 2, 75, 130  # exit codes of src/main.py
+KILLED = 128  # what shells add to the number of the signal that killed a process
 SHOWN = {"test_return_mean": "test return", "test_battle_won_mean": "test win rate"}  # of a run that is under way
 
 
@@ -71,7 +72,7 @@ def attempt(order: Order) -> Iterator[dict[str, Any]]:
             process = _start(order, lock, output)
         try:
             yield from _watch(process, folder)
-        except (GeneratorExit, KeyboardInterrupt):  # SystemExit sends SIGTERM anyway, and two would be one too many
+        except BaseException:  # also GeneratorExit and KeyboardInterrupt: whoever wants its end
             process.terminate()
             process.wait()
             raise
@@ -151,7 +152,7 @@ def _start(order: Order, lock: IO[str], output: IO[bytes]) -> subprocess.Popen:
     if not order.gpu:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, f"{os.getpid()}", sys.executable, *order.command],
+        [sys.executable, "-I", "-S", __file__, f"{os.getpid()}", f"{lock.fileno()}", sys.executable, *order.command],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
@@ -188,6 +189,8 @@ def _progress(folder: Path) -> dict[str, Any]:
 
 def _outcome(code: int, folder: Path) -> dict[str, Any]:
     step = _progress(folder).get("step")
+    if code > KILLED and code != CONTROL_C:
+        code = KILLED - code
     if code != 0:
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else _last_words(folder / "output.txt")
     else:
@@ -204,14 +207,31 @@ def _last_words(file: Path) -> str:
     return (errors or lines or [""])[-1][:500]
 
 
-def _become(parent: int, command: list[str]) -> None:
-    """Be the command from now on, with SIGTERM when the parent ends: a run then writes a checkpoint."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+def _tend(parent: int, lock: int, command: list[str]) -> int:
+    """Run a command that gets SIGTERM when the parent ends or this process is asked to, but once; its exit code.
+
+    What ends workers comes in several ways at a time, and a run that is asked twice ends without a checkpoint.
+    """
+    prctl = ctypes.CDLL(None).prctl
+
+    def tie() -> None:
+        prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # Ray blocks Ctrl-C for its workers
+
+    def stop(_number: int, _frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        process.terminate()
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
     if os.getppid() != parent:  # it has ended before
-        sys.exit(TRY_AGAIN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # Ray blocks Ctrl-C for its workers
-    os.execv(command[0], command)
+        return TRY_AGAIN
+    process = subprocess.Popen(command, pass_fds=[lock], preexec_fn=tie)
+    signal.signal(signal.SIGTERM, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    code = process.wait()
+    return code if code >= 0 else KILLED - code
 
 
 if __name__ == "__main__":
-    _become(int(sys.argv[1]), sys.argv[2:])
+    sys.exit(_tend(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))
