@@ -9,10 +9,13 @@ ENV ?= greed_games
 EPISODES ?= 2000
 DATASET ?= results/datasets/$(ENV).h5
 WITH ?=
+CONFIGS ?= qmix,greedy_qmix
+ENVS ?= smax
+MAPS ?= 3m,2s3z
 RESULTS ?= results
 IMAGE ?= greed-is-good
 
-.PHONY: help setup doctor train dataset test theory check format docs bench greed ablation drill curves image browse \
+.PHONY: help setup doctor train sweep dataset test theory check format docs bench greed ablation drill curves image browse \
 	browse-local clean
 
 help:  ## list the targets
@@ -39,6 +42,10 @@ train: setup  ## train greedy_qmix on SMAX 3m (SEED=1 T_MAX=500000)
 	$(RUN) src/main.py --config=greedy_qmix --env-config=smax with env_args.map_name=3m \
 		seed=$(SEED) t_max=$(T_MAX) use_tensorboard=True save_model=True
 
+sweep: setup  ## train algorithms on maps with seeds (CONFIGS=qmix,greedy_qmix ENVS=smax MAPS=3m,2s3z SEEDS=10 WITH="key=value ...")
+	$(RUN) src/sweep.py --configs=$(CONFIGS) --env-configs=$(ENVS) $(if $(MAPS),--maps=$(MAPS)) \
+		--seeds=0-$$(($(SEEDS) - 1)) $(if $(WITH),with $(WITH))
+
 dataset: setup  ## record uniform play (ENV=greed_games EPISODES=2000 DATASET=results/datasets/$(ENV).h5 WITH="key=value ...")
 	$(RUN) src/dataset.py $(DATASET) --config=qmix --env-config=$(ENV) --episodes=$(EPISODES) --uniform \
 		$(if $(WITH),with $(WITH))
@@ -58,7 +65,7 @@ check: setup  ## format, lint, types, generated docs, known vulnerabilities of w
 	else echo "shellcheck is not installed: skipped"; fi
 	@if [ -x $(VENV)/bin/hadolint ]; then $(VENV)/bin/hadolint docker/Dockerfile docker/omniboard.Dockerfile; \
 	else echo "hadolint is not installed: skipped"; fi
-	@$(RUN) benchmarks/audit.py requirements.txt requirements-dev.txt requirements-cuda.txt requirements-sc2.txt
+	@$(RUN) benchmarks/audit.py requirements.txt requirements-dev.txt requirements-cuda.txt requirements-sc2.txt requirements-ray.txt
 
 format: setup  ## format the code and mend what the linter can mend
 	$(RUN) -m ruff check --fix src tests benchmarks

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from greed import SETTINGS as GREED_SETTINGS
-from sweep import PUBLISHED, ROOT, Job, machine, run_jobs, summarise_tasks
+from jobs import PUBLISHED, ROOT, Job, machine, run_jobs, summarise_tasks
 
 
 @dataclass(frozen=True)

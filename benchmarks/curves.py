@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from sweep import PUBLISHED, ROOT, Job, machine, run_jobs, summarise
+from jobs import PUBLISHED, ROOT, Job, machine, run_jobs, summarise
 
 FORAGING = "lbforaging:Foraging-5x5-2p-1f-v3"
 # task -> environment file, steps, what is shown, other keys

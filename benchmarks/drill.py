@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep import PUBLISHED, ROOT, machine
+from jobs import PUBLISHED, ROOT, machine
 
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from sweep import PUBLISHED, ROOT, machine
+from jobs import PUBLISHED, ROOT, machine
 
 FORAGING = "lbforaging:Foraging-8x8-2p-2f-coop-v3"
 INTERVAL = 1000  # environment steps between lines of statistics

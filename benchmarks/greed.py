@@ -14,7 +14,7 @@ import math
 import sys
 from pathlib import Path
 
-from sweep import PUBLISHED, ROOT, Job, last, machine, run_jobs, summarise
+from jobs import PUBLISHED, ROOT, Job, last, machine, run_jobs, summarise
 
 sys.path.insert(0, str(ROOT / "src"))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from sweep import PUBLISHED, ROOT, machine
+from jobs import PUBLISHED, ROOT, machine
 
 SHAPES = {  # agents, observation, state, actions
     "3m": (3, 75, 72, 8),

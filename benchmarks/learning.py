@@ -15,7 +15,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from sweep import PUBLISHED, ROOT, machine
+from jobs import PUBLISHED, ROOT, machine
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from greed import SETTINGS
-from sweep import PUBLISHED, ROOT, Job, last, machine, run_jobs, summarise
+from jobs import PUBLISHED, ROOT, Job, last, machine, run_jobs, summarise
 
 RETURN = "test_normalised_return_mean"
 

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from sweep import PUBLISHED, ROOT, machine
+from jobs import PUBLISHED, ROOT, machine
 
 sys.path.insert(0, str(ROOT / "src"))
 

@@ -37,6 +37,7 @@ LAYERS = {
     "dataset": {"components", "doctor", "run", "utils"},
     "sync_runs": {"utils"},
     "browse": {"utils"},
+    "sweep": {"doctor", "utils"},
 }
 PLUGIN = re.compile(r"(\w+)(\.\w+)*:\w+")  # how registries name a class that is imported only when it is asked for
 

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import torch
 
+from utils.differences import FREE, differences
 from utils.errors import UserError
 from utils.memory import format_bytes
 
@@ -31,8 +32,6 @@ DESCRIPTION = "checkpoint.json"
 STATE = "state.pt"
 REPLAY = "replay"
 FINISHED = "finished.json"
-# What may differ where a run goes on.
-FREE = ("resume", "checkpoint_interval", "keep_checkpoints", "max_hours", "local_results_path", "on_nonfinite")
 FORMAT = 2  # of what is written here; there is no program that reads several
 SEAL = "seal"  # key of the checksum that a description holds of itself
 
@@ -205,7 +204,14 @@ def find(resume: str, config: dict) -> Resumption | None:
     home = Path(config["local_results_path"]) / "checkpoints"
     if resume == "auto":
         folders = sorted(home.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True) if home.is_dir() else []
-        found = next((run for folder in folders if (run := _open(folder)) and not _differences(run, config)), None)
+        found = next(
+            (
+                run
+                for folder in folders
+                if (run := _open(folder)) and not differences(run.description["config"], config)
+            ),
+            None,
+        )
     else:
         folder = home / resume if (home / resume).is_dir() else Path(resume)
         if not folder.is_dir():
@@ -217,7 +223,7 @@ def find(resume: str, config: dict) -> Resumption | None:
             raise UserError(
                 f"resume={resume!r}: {folder} holds no readable checkpoint; start the run anew without resume"
             )
-        if different := _differences(found, config, free=(*FREE, "t_max")):
+        if different := differences(found.description["config"], config, (*FREE, "t_max")):
             raise UserError(f"resume={resume!r}: that run has another configuration: {'; '.join(different[:5])}")
     if found is not None and not is_free(found.folder):
         raise UserError(
@@ -233,24 +239,6 @@ def _open(folder: Path) -> Resumption | None:
     except (OSError, ValueError, KeyError):
         description = newest_description(folder)
         return None if description is None else Resumption(folder, description, None)
-
-
-def _differences(run: Resumption, config: dict, free: tuple[str, ...] = FREE) -> list[str]:
-    """Where the configuration of a run is another one."""
-
-    def flat(values: dict, prefix: str = "") -> dict:
-        found = {}
-        for key, value in values.items():
-            found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        return found
-
-    then, now = flat(run.description["config"]), flat(json.loads(json.dumps(config)))
-    missing = "not set"
-    return [
-        f"{key} {then.get(key, missing)!r} (now {now.get(key, missing)!r})"
-        for key in sorted(then.keys() | now.keys())
-        if key.partition(".")[0] not in free and then.get(key, missing) != now.get(key, missing)
-    ]
 
 
 def steps(folder: Path) -> list[int]:

@@ -34,14 +34,14 @@ def nested(overrides) -> dict:
 
 
 def test_a_run_of_a_sweep(module):
-    sweep = module("sweep")
+    jobs = module("jobs")
     small = {"t_max": 40, "test_interval": 20, "test_nepisode": 4, "rnn_hidden_dim": 8, "batch_size": 4}
     overrides = tuple(sorted({"env_args.game": "penalty", "env_args.k": -5.0, **small}.items()))
-    record = sweep._run(sweep.Job("group", "method", "qmix", "matrix_games", overrides, seed=3))
+    record = jobs._run(jobs.Job("group", "method", "qmix", "matrix_games", overrides, seed=3))
     assert "error" not in record
-    assert math.isfinite(sweep.last(record, "test_return_mean"))
-    bad = sweep.Job("group", "method", "qmix", "matrix_games", (("env_args.game", "chess"),), seed=3)
-    assert "chess" in sweep._run(bad)["error"]  # counted, not raised
+    assert math.isfinite(jobs.last(record, "test_return_mean"))
+    bad = jobs.Job("group", "method", "qmix", "matrix_games", (("env_args.game", "chess"),), seed=3)
+    assert "chess" in jobs._run(bad)["error"]  # counted, not raised
 
 
 def test_every_ablation_loads(module):
@@ -60,7 +60,7 @@ def test_every_question_loads(module):
 
 def test_tasks_are_resampled_one_by_one(module):
     """Two tasks with runs that agree: nothing is left to chance, although the tasks differ."""
-    found = module("sweep").summarise_tasks({"easy": [1.0] * 4, "hard": [0.0] * 4, "lost": [math.nan]})
+    found = module("jobs").summarise_tasks({"easy": [1.0] * 4, "hard": [0.0] * 4, "lost": [math.nan]})
     assert (found["low"], found["iqm"], found["high"]) == (0.5, 0.5, 0.5)
     assert (found["runs"], found["failed"]) == (9, 1)
     assert found["tasks"] == {"easy": 1.0, "hard": 0.0}

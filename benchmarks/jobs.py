@@ -97,11 +97,11 @@ def _run(job: Job) -> dict:
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
         seed_everything(args.seed)
-        console = logging.getLogger("sweep")
+        console = logging.getLogger("jobs")
         console.setLevel(logging.WARNING)
         logger = Logger(console)
         with contextlib.redirect_stdout(io.StringIO()):
-            args = extend(args, device="cpu", unique_token="sweep")
+            args = extend(args, device="cpu", unique_token="jobs")
             runner = resolve("runner", args.runner, runner_REGISTRY)(args, logger)
             try:
                 Experiment(args, logger, runner).train(SimpleNamespace(_id=None))
