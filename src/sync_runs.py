@@ -1,12 +1,12 @@
 """Command line: runs from their folders into MongoDB. See --help."""
 
-import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from utils.arguments import Parser
 from utils.errors import UserError
 from utils.mongo import FAILURES, Copy, Word, errors, locate, reason
+from utils.record import find_runs
 
 HELP = """Bring runs from their folders into MongoDB, where Omniboard and others read them.
 
@@ -25,17 +25,12 @@ Exit code: 0 done, 1 MongoDB does not answer or a folder cannot be read, 2 bad i
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}; see --help")
-
-
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit code."""
     if {"-h", "--help"} & set(argv[1:]):
         print(HELP, end="")
         return 0
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("results", nargs="*", default=["results"])
     parser.add_argument("--mongo")
     try:
@@ -70,20 +65,6 @@ def main(argv: list[str]) -> int:
         return 130
     print(f"{server}: {', '.join(f'{count} runs {word}' for word, count in counts.items())}")
     return 1 if unreadable else 0
-
-
-def find_runs(path: Path) -> list[Path]:
-    """The folders of runs at or below a folder of results, the first run first.
-
-    Raises:
-        UserError: there is none.
-    """
-    if (path / "run.json").exists():
-        return [path]
-    for pattern in ("*/run.json", "sacred/*/run.json", "**/sacred/*/run.json"):
-        if found := [file.parent for file in path.glob(pattern)]:
-            return sorted(found, key=lambda run: (run.parent, run.name.zfill(12)))
-    raise UserError(f"{path}: holds no runs; give a folder of results (results), or of one run (results/sacred/1)")
 
 
 if __name__ == "__main__":

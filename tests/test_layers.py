@@ -36,6 +36,8 @@ LAYERS = {
     "doctor": {"components", "config", "envs", "run", "runners", "utils"},
     "dataset": {"components", "doctor", "run", "utils"},
     "sync_runs": {"utils"},
+    "reporting": {"utils"},
+    "report": {"reporting", "utils"},
 }
 PLUGIN = re.compile(r"(\w+)(\.\w+)*:\w+")  # how registries name a class that is imported only when it is asked for
 
