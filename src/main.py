@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
         experiment = SacredExperiment("greed_is_good", save_git_info=True)
         for package in ("torch", "jax", "jaxmarl"):  # which load too late for sacred to find them
             with contextlib.suppress(PackageNotFoundError):
-                experiment.add_package_dependency(package, version(package))
+                experiment.add_package_dependency(package, version(package).partition("+")[0])
         experiment.captured_out_filter = hide  # pyright: ignore[reportAttributeAccessIssue]  sacred declares no type
         resumption = None
         config, mongo_option, rest = read_arguments(experiment, argv[1:])

@@ -29,6 +29,7 @@ LAYERS = {
         "learners",
         "modules",
         "objectives",
+        "pictures",
         "runners",
         "utils",
     },
@@ -36,6 +37,8 @@ LAYERS = {
     "doctor": {"components", "config", "envs", "run", "runners", "utils"},
     "dataset": {"components", "doctor", "run", "utils"},
     "sync_runs": {"utils"},
+    "pictures": {"envs", "utils"},
+    "replay": {"config", "run", "utils"},
     "reporting": {"utils"},
     "report": {"reporting", "utils"},
 }

@@ -32,7 +32,15 @@ STATE = "state.pt"
 REPLAY = "replay"
 FINISHED = "finished.json"
 # What may differ where a run goes on.
-FREE = ("resume", "checkpoint_interval", "keep_checkpoints", "max_hours", "local_results_path", "on_nonfinite")
+FREE = (
+    "resume",
+    "checkpoint_interval",
+    "keep_checkpoints",
+    "max_hours",
+    "local_results_path",
+    "on_nonfinite",
+    "render",
+)
 FORMAT = 2  # of what is written here; there is no program that reads several
 SEAL = "seal"  # key of the checksum that a description holds of itself
 
@@ -205,14 +213,14 @@ def find(resume: str, config: dict) -> Resumption | None:
     home = Path(config["local_results_path"]) / "checkpoints"
     if resume == "auto":
         folders = sorted(home.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True) if home.is_dir() else []
-        found = next((run for folder in folders if (run := _open(folder)) and not _differences(run, config)), None)
+        found = next((run for folder in folders if (run := open_run(folder)) and not _differences(run, config)), None)
     else:
         folder = home / resume if (home / resume).is_dir() else Path(resume)
         if not folder.is_dir():
             near = sorted(p.name for p in home.iterdir()) if home.is_dir() else []
             hint = f"; {home} holds {', '.join(near[-5:])}" if near else ""
             raise UserError(f"resume={resume!r}: no such run{hint}")
-        found = _open(folder)
+        found = open_run(folder)
         if found is None:
             raise UserError(
                 f"resume={resume!r}: {folder} holds no readable checkpoint; start the run anew without resume"
@@ -226,7 +234,8 @@ def find(resume: str, config: dict) -> Resumption | None:
     return found
 
 
-def _open(folder: Path) -> Resumption | None:
+def open_run(folder: Path) -> Resumption | None:
+    """The run whose checkpoints lie, or have lain, in this folder; None if nothing there can be read."""
     try:
         finished = _unseal((folder / FINISHED).read_bytes())
         return Resumption(folder, finished, finished["result"])
