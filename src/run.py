@@ -22,7 +22,7 @@ from config.schema import extend, freeze
 from controllers import REGISTRY as mac_REGISTRY
 from envs import REGISTRY as env_REGISTRY
 from envs import make_vector_env
-from envs.multiagentenv import EnvCrash
+from envs.multiagentenv import EnvCrash, MultiAgentEnv
 from keeper import Keeper
 from learners import REGISTRY as learner_REGISTRY
 from modules.agents.sharing import assign_groups
@@ -385,19 +385,21 @@ class Experiment:
         Raises:
             UserError: the environment has neither `scene` nor `save_replay`.
         """
-        check_film(path)
         args = self.args
+        check_film(path)
         # Battles that were not trained on, as in tests.
         seed = None if args.env_args["seed"] is None else args.env_args["seed"] + args.batch_size_run
         env = resolve("env", args.env, env_REGISTRY)(**{**args.env_args, "seed": seed})
+        shots, lines = [], []
         try:
-            shots, lines = [], []
+            if getattr(type(env), "scene", MultiAgentEnv.scene) is MultiAgentEnv.scene:  # known before a game starts
+                return self._replay_instead()
             for number in range(1, episodes + 1):
                 watched = watch_episode(env, self.mac, self._empty_episode)
                 shots += self._shots(watched, f"{args.name} on {_env_title(args)}, episode {number}")
                 lines.append(f"Episode {number}: {_outcome(watched)}")
-        except NotImplementedError as error:
-            return self._replay_instead(error)
+        except NotImplementedError:
+            return self._replay_instead()
         finally:
             env.close()
         try:
@@ -406,13 +408,15 @@ class Experiment:
             raise RunFailure(f"{path} cannot be written: {error}") from error
         return [*lines, f"Film: {path} ({len(shots)} frames, {format_bytes(path.stat().st_size)})"]
 
-    def _replay_instead(self, error: NotImplementedError) -> list[str]:
+    def _replay_instead(self) -> list[str]:
+        """Let environments that cannot be drawn save replays of tests."""
         try:
             self._test()
             return self._save_replay()
-        except NotImplementedError:
+        except (NotImplementedError, AttributeError) as error:  # one written for PyMARL may lack the method
             raise UserError(
-                f"env={self.args.env}: {error}, and it saves no replays; give it a method scene() (envs/scene.py)"
+                f"env={self.args.env}: cannot be drawn and saves no replays ({error}); give it a method scene() that "
+                "returns what there is to see (envs/scene.py)"
             ) from error
 
     def _empty_episode(self) -> EpisodeBatch:
