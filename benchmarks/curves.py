@@ -1,8 +1,8 @@
 """Learning curves: every algorithm on four small tasks, in budgets that a laptop has, or chosen ones on longer tasks.
 
-Nothing is tuned here: each configuration is as its file says, with exploration shortened to the small tasks' budgets, so
-this is no comparison of algorithms. A run's score is its last test. Its start is the first test, of networks that have
-hardly been trained. Writes NAME.json and NAME.png to results/published and prints the table as markdown.
+Nothing is tuned here: each configuration is as its file says, with exploration shortened to the small tasks' budgets,
+so this is no comparison of algorithms. A run's score is its last test. Its start is the first test, of networks that
+have hardly been trained. Writes NAME.json and NAME.png to results/published and prints the table as markdown.
 
   python benchmarks/curves.py --seeds 3
   python benchmarks/curves.py --name stag_hunt --configs vdn qmix dcg --tasks stag_hunt stag_hunt_punished
@@ -10,6 +10,7 @@ hardly been trained. Writes NAME.json and NAME.png to results/published and prin
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 from sweep import PUBLISHED, ROOT, Job, machine, run_jobs, summarise
@@ -54,6 +55,7 @@ def main() -> None:
     PUBLISHED.mkdir(parents=True, exist_ok=True)
     report = {"settings": vars(args), "tasks": TASKS, "machine": machine(), "table": table}
     (PUBLISHED / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw = draw_tasks if len(configs) <= 8 else draw_configurations
     draw(table, PUBLISHED / f"{args.name}.png")
     print(as_markdown(table))
 
@@ -69,19 +71,18 @@ def job(config: str, task: str, seed: int) -> Job:
 
 
 def scores(records: list[dict], config: str, task: str) -> dict:
-    """The first and the last test of all runs, with intervals, and the mean curve."""
+    """The first and the last test of all runs, with intervals, and each run's curve."""
     metric = TASKS[task][2]
     runs = [record for record in records if (record["method"], record["group"]) == (config, task)]
     curves = [record["metrics"][metric] for record in runs if metric in record.get("metrics", {})]
     finite = all(
         np.isfinite(value) for record in runs for curve in record.get("metrics", {}).values() for _, value in curve
     )
-    shortest = min((len(curve) for curve in curves), default=0)
     return {
         "first": summarise([curve[0][1] for curve in curves]),
         "last": summarise([curve[-1][1] for curve in curves] + [np.nan] * (len(runs) - len(curves))),
         "finite": finite,
-        "curve": np.mean([curve[:shortest] for curve in curves], axis=0).tolist() if shortest else [],
+        "curves": curves,
         "seconds": float(np.mean([record["seconds"] for record in runs])) if runs else float("nan"),
         "errors": [record["error"] for record in runs if "error" in record],
     }
@@ -102,18 +103,46 @@ def as_markdown(table: dict) -> str:
     return "\n".join(lines)
 
 
-def draw(table: dict, path) -> None:
-    """A small picture for each configuration: its curves, each task scaled to the best that any configuration saw."""
+def mean_curve(curves: list) -> np.ndarray:
+    """Steps and values (2, tests): means over runs."""
+    shortest = min((len(curve) for curve in curves), default=0)
+    return np.mean([curve[:shortest] for curve in curves], axis=0).T if shortest else np.zeros((2, 0))
+
+
+def draw_tasks(table: dict, path: Path) -> None:
+    """A picture for each task: each configuration's mean, and each run in a thin line."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     tasks = list(next(iter(table.values())))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 3.4), squeeze=False)
+    for axis, task in zip(axes.flat, tasks, strict=True):
+        for n, (config, row) in enumerate(table.items()):
+            for curve in row[task]["curves"]:
+                axis.plot(*np.array(curve).T, color=f"C{n}", linewidth=0.6, alpha=0.5)
+            axis.plot(*mean_curve(row[task]["curves"]), color=f"C{n}", linewidth=2, label=config)
+        axis.set(title=task, xlabel="environment steps", ylabel=TASKS[task][2])
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def draw_configurations(table: dict, path: Path) -> None:
+    """A small picture for each configuration: its means, each task scaled to the best that any configuration saw."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = list(next(iter(table.values())))
+    means = {config: {task: mean_curve(row[task]["curves"]) for task in tasks} for config, row in table.items()}
     span = {}
     for task in tasks:
-        values = [value for row in table.values() for _, value in row[task]["curve"]]
-        span[task] = (min(values, default=0.0), max(values, default=1.0))
+        values = np.concatenate([row[task][1] for row in means.values()])
+        span[task] = (values.min(initial=np.inf), values.max(initial=-np.inf))
     columns = 6
     rows = -(-len(table) // columns)
     figure, axes = plt.subplots(
@@ -121,13 +150,11 @@ def draw(table: dict, path) -> None:
     )
     for axis in axes.flat[len(table) :]:
         axis.axis("off")
-    for axis, (config, row) in zip(axes.flat, table.items(), strict=False):
+    for axis, (config, row) in zip(axes.flat, means.items(), strict=False):
         axis.set_title(config, fontsize=9)
-        for task in tasks:
-            if curve := row[task]["curve"]:
-                steps, values = np.array(curve).T
-                low, high = span[task]
-                axis.plot(steps / TASKS[task][1], (values - low) / max(high - low, 1e-9), label=task, linewidth=1.3)
+        for task, (steps, values) in row.items():
+            low, high = span[task]
+            axis.plot(steps / TASKS[task][1], (values - low) / max(high - low, 1e-9), label=task, linewidth=1.3)
         axis.set(xlim=(0, 1.05), ylim=(-0.05, 1.08))
         axis.tick_params(labelsize=7)
     handles, labels = axes[0, 0].get_legend_handles_labels()

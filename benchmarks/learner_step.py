@@ -140,6 +140,10 @@ def work(config: str, path: str, shape: str, lengths: str, threads: int, device:
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    if not path:  # as `run` does
+        from utils.memory import keep_freed_memory
+
+        keep_freed_memory()
     torch.manual_seed(0)
     try:
         learner, batch = (peers_learner if path else our_learner)(config, shape, lengths, device, Path(path))
@@ -195,8 +199,8 @@ def our_learner(config: str, shape: str, lengths: str, device: str, _path: Path)
     N, O, S, A = SHAPES[shape]
     sizes = {"n_agents": N, "n_actions": A, "obs_shape": O, "state_shape": S, "episode_limit": LIMIT}
     overrides = SAME | {"use_cuda": device == "cuda", "learner_log_interval": 10**9}
-    args = freeze(load(config, "matrix_games", overrides))
-    args = extend(args, device=device, unique_token="benchmark", agent_groups=[0] * N, **sizes)
+    args = freeze(load(config, "sc2", overrides))
+    args = extend(args, device=device, unique_token="benchmark", agent_groups=None, **sizes)
     one_hot = {"actions": ("actions_onehot", [OneHot(A)])}
     scheme = make_scheme(N, O, S, A) | {"behaviour": {"vshape": (A,), "group": "agents"}}
     batch = fill(EpisodeBatch(scheme, {"agents": N}, EPISODES, LIMIT + 1, preprocess=one_hot, device=device), lengths)

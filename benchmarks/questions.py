@@ -6,6 +6,7 @@
   e5  does a mixer that sees noise in the state fail where agents without it do not?
   e6  what is an agent's own reward worth to the independent head, as rewards become noisier?
   e6_foraging  and on level-based foraging, where either agent may collect the food alone if it is strong enough?
+  e7  do gates help actor-critics?
   e8  does a wider mixer escape DECOY?
   e9  does a mixer that can be concave mend REDUNDANT?
 
@@ -116,6 +117,17 @@ def _questions() -> dict[str, Question]:
         )
         for reward in ("team", "individual")
     }
+    gates = {name: {"gate__mode": name} for name in ("direct", "lagrange")}
+    gates |= {f"fixed {w:g}": {"gate__mode": "fixed", "gate__weight_independent": w} for w in (0.0, 0.5, 1.0)}
+    actors = {  # they learn from their own play
+        f"{config}, {name}, {gate}": (
+            config,
+            game(name, kappa, **changes, lr=0.0025, critic_lr=0.0025, epsilon_anneal_time=4000, t_max=8000),
+        )
+        for config in ("greedy_lica", "greedy_maddpg")
+        for name, kappa in (("decoy", 1.0), ("handshake", 1.0), ("replay", None))
+        for gate, changes in gates.items()
+    }
     width = {f"{e} units": ("qmix", game("decoy", mixing_embed_dim=e)) for e in (8, 32, 64)}
     concave = {
         f"{name}, {mixer}": ("qmix", game(name, mixer=mixer))
@@ -131,6 +143,7 @@ def _questions() -> dict[str, Question]:
         "e5": Question(noisy_state, returns),
         "e6": Question(own_reward, returns),
         "e6_foraging": Question(foraging, {"return, last three tests": _late_return}, "gymma"),
+        "e7": Question(actors, {**returns, "weight of the independent critic": logged("gate_weight_independent")}),
         "e8": Question(width, returns),
         "e9": Question(concave, returns),
     }

@@ -34,7 +34,7 @@ from utils import models
 from utils.checkpoints import Checkpoints, Resumption
 from utils.errors import Interrupted, RunFailure, UserError
 from utils.logging import Logger, Progress, format_table
-from utils.memory import format_bytes, is_out_of_memory
+from utils.memory import format_bytes, is_out_of_memory, keep_freed_memory
 from utils.networks import NonFiniteError, unroll
 from utils.plots import plot_gate, plot_learning_curve
 from utils.registry import lazy, resolve
@@ -128,6 +128,7 @@ def _prepare(config, log, times_resumed: int = 0):
     # PyMARL's plug-ins move themselves by use_cuda.
     args = extend(freeze({**config, "use_cuda": device != "cpu", "env_args": env_args}), device=device)
     torch.set_num_threads(args.torch_threads or _good_thread_count(args))
+    keep_freed_memory()
     torch.set_flush_denormal(True)  # values that decay to denormals slow a CPU down a hundredfold
     seed_everything(args.seed)
     return args

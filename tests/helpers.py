@@ -252,6 +252,12 @@ def differs(first: dict, second: dict) -> bool:
     return any(not torch.equal(value, second[key]) for key, value in first.items())
 
 
+def on_filled(batch, x):
+    """What (B, T, ...) says of the steps that the batch holds, 0 in padding."""
+    filled = batch["filled"]
+    return x * filled.reshape(*filled.shape[:2], *(1,) * (x.dim() - 2)).to(x.dtype)
+
+
 def step_by_step(mac, batch) -> torch.Tensor:
     """The controller's values of all steps by PyMARL's `forward`, one step after another: (B, T+1, N, A)."""
     mac.init_hidden(batch.batch_size)

@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from components.action_selectors import REGISTRY as action_REGISTRY
 from modules.agents import REGISTRY as agent_REGISTRY
 from modules.agents.sharing import share_parameters
-from utils.networks import sequence_input_size, sequence_inputs, step_features, unroll_network
+from utils.networks import (
+    Packing,
+    sequence_input_size,
+    sequence_inputs,
+    step_features,
+    unroll_network,
+    unroll_network_features,
+)
 from utils.registry import resolve
 
 
@@ -55,12 +62,7 @@ class BasicMAC:
         self.init_hidden(batch.batch_size)
         if not hasattr(self.agent, "unroll") or self._step_is_overridden():
             return torch.stack([self.forward(batch, t, test_mode) for t in range(batch.max_seq_length)], dim=1)
-        inputs = self._build_sequence_inputs(batch)  # (T, B, N, I)
-        T, B = inputs.shape[:2]
-        hidden = self.hidden_states.reshape(B * self.n_agents, -1)
-        outputs, self.hidden_states = self.agent.unroll(inputs.reshape(T, B * self.n_agents, -1), hidden)
-        outputs = outputs.view(T, B, self.n_agents, -1).transpose(0, 1)
-        return self._to_output(outputs, batch["avail_actions"], test_mode)
+        return self._to_output(self._run(self.agent, batch), batch["avail_actions"], test_mode)
 
     def unroll_features(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         """`unroll`, and the agents' features: (B, T, N, A), (B, T, N, H).
@@ -69,13 +71,9 @@ class BasicMAC:
         """
         if not hasattr(self.agent, "unroll_features") or self._step_is_overridden():
             return step_features(self, batch)
-        self.init_hidden(batch.batch_size)
-        inputs = self._build_sequence_inputs(batch)  # (T, B, N, I)
-        T, B = inputs.shape[:2]
-        rows = inputs.reshape(T, B * self.n_agents, -1)
-        found = self.agent.unroll_features(rows, self.hidden_states.reshape(B * self.n_agents, -1))
-        outputs, features = (x.view(T, B, self.n_agents, -1).transpose(0, 1) for x in found)
-        return self._to_output(outputs, batch["avail_actions"], False), features
+        inputs = self._build_sequence_inputs(batch)
+        outputs, features = unroll_network_features(self.agent, inputs, Packing.of(batch))
+        return self._to_output(outputs.transpose(0, 1), batch["avail_actions"], False), features.transpose(0, 1)
 
     def unroll_others(self, batch, network=None) -> torch.Tensor:
         """The values that agent j would see on the history of agent i, [..., i, j, :]: (B, T, N, N, A).
@@ -92,10 +90,9 @@ class BasicMAC:
             raise ValueError("without obs_agent_id every agent sees the same values; nothing is another agent's")
         else:
             swapped = inputs.unsqueeze(3).expand(T, B, N, N, -1)
-        values = self._run(
-            network or self.agent, swapped.reshape(T, B, N * N, -1)
-        )  # rows of agent j go through its net
-        return values.reshape(B, T, N, N, -1)
+        # Rows of agent j go through its network.
+        values = unroll_network(network or self.agent, swapped.reshape(T, B, N * N, -1), Packing.of(batch))
+        return values.transpose(0, 1).reshape(B, T, N, N, -1)
 
     def init_hidden(self, batch_size: int) -> None:
         self.hidden_states = self.agent.init_hidden().unsqueeze(0).expand(batch_size, self.n_agents, -1)
@@ -116,11 +113,9 @@ class BasicMAC:
         state = torch.load(Path(path) / "agent.th", map_location="cpu", weights_only=True)
         self.agent.load_state_dict(state)
 
-    @staticmethod
-    def _run(network, inputs: torch.Tensor) -> torch.Tensor:
-        """A network on sequences from fresh memory: inputs (T, B, X, I) -> (B, T, X, A)."""
-        T, B, X, _ = inputs.shape
-        return unroll_network(network, inputs.reshape(T, B * X, -1)).view(T, B, X, -1).transpose(0, 1)
+    def _run(self, network, batch) -> torch.Tensor:
+        """A network of the agents' kind on every step from fresh memory: (B, T, N, A)."""
+        return unroll_network(network, self._build_sequence_inputs(batch), Packing.of(batch)).transpose(0, 1)
 
     def _build_agents(self, input_shape: int) -> None:
         build = resolve("agent", self.args.agent, agent_REGISTRY)

@@ -13,7 +13,7 @@ from torch import nn
 from controllers.basic_controller import BasicMAC
 from modules.agents import REGISTRY as agent_REGISTRY
 from modules.agents.sharing import share_parameters
-from utils.networks import unroll_network
+from utils.networks import Packing, unroll_network
 from utils.registry import resolve
 
 INDEPENDENT, COOPERATIVE = 0, 1
@@ -60,7 +60,8 @@ class TwoUtilities(nn.Module):
 
     def unroll(self, inputs: torch.Tensor, hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """All steps from fresh memory: inputs (T, R, I) -> the values to act on (T, R, A), the memory as it was."""
-        return self._choose([unroll_network(net, inputs) for net in self.networks()], inputs), hidden_state
+        rows = inputs.unsqueeze(2)  # each a sequence of its own
+        return self._choose([unroll_network(net, rows).squeeze(2) for net in self.networks()], inputs), hidden_state
 
     def _choose(self, values: list[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         if self.act == "distil":
@@ -76,15 +77,16 @@ class TwoUtilities(nn.Module):
 class GatedMAC(BasicMAC):
     def unroll_heads(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The values of both heads' utilities for every step: independent and cooperative, each (B, T, N, A)."""
-        inputs = self._build_sequence_inputs(batch)
-        return self._run(self.agent.independent, inputs), self._run(self.agent.cooperative, inputs)
+        inputs, packing = self._build_sequence_inputs(batch), Packing.of(batch)
+        networks = (self.agent.independent, self.agent.cooperative)
+        independent, cooperative = (unroll_network(net, inputs, packing).transpose(0, 1) for net in networks)
+        return independent, cooperative
 
     def unroll_imitation(self, batch) -> torch.Tensor:
         """What imitates the gate's choice: the switch's logit (B, T, N, 1), or the actor's logits (B, T, N, A)."""
-        inputs = self._build_sequence_inputs(batch)
         if self.agent.switch is not None:
-            return self.agent.switch(inputs).transpose(0, 1)
-        return self._run(self.agent.actor, inputs)
+            return self.agent.switch(self._build_sequence_inputs(batch)).transpose(0, 1)
+        return self._run(self.agent.actor, batch)
 
     def act_with(self, head) -> None:
         """From now on all agents follow this head, 0 or 1 (`heads.act` global)."""

@@ -16,7 +16,7 @@ from utils.registry import resolve
 class QuantileMAC(BasicMAC):
     def unroll_quantiles(self, batch) -> torch.Tensor:
         """The quantiles of all actions at every step from fresh memory: (B, T, N, A, M)."""
-        return self._quantiles(self._run(self.agent, self._build_sequence_inputs(batch)))
+        return self._quantiles(self._run(self.agent, batch))
 
     def unroll_others(self, batch, network=None) -> torch.Tensor:
         return self._quantiles(super().unroll_others(batch, network)).mean(dim=-1)

@@ -24,5 +24,5 @@ class DCGLearner(QLearner):
         choosing = q if self.args.double_q else q_target
         return choosing[:, 1:].best(avail[:, 1:], self.args.graph.iterations)
 
-    def _joint_value(self, mixer, q: GraphValues, actions, avail, state) -> torch.Tensor:
+    def _joint_value(self, mixer, q: GraphValues, actions, avail, state, mask=None) -> torch.Tensor:
         return q.of(actions)

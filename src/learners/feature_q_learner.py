@@ -39,6 +39,6 @@ class FeatureQLearner(QLearner):
     def _next_actions(self, q: FeatureValues, q_target: FeatureValues, avail: torch.Tensor) -> torch.Tensor:
         return super()._next_actions(q.q, q_target.q, avail)
 
-    def _joint_value(self, mixer, q: FeatureValues, actions, avail, state) -> torch.Tensor:
+    def _joint_value(self, mixer, q: FeatureValues, actions, avail, state, mask=None) -> torch.Tensor:
         check_shape("actions", actions, (*q.q.shape[:-1], 1))
         return mixer(q.q.gather(3, actions).squeeze(3), state, q.features)

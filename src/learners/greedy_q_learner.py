@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from learners.greedy_terms import HEADS, STATISTICS, GreedyTerms, read_blocks
 from learners.heads import Heads
 from learners.q_learner import Objective, QLearner, Transitions
-from modules.mixers import counterfactual_q_tot
+from modules.mixers import InStates, counterfactual_q_tot
 from objectives import conservative, gate, munchausen, shared_experience
 from objectives.td import discounted_returns, one_step_targets, td_loss
 from utils.errors import UserError
@@ -295,7 +295,7 @@ class GreedyQLearner(GreedyTerms, QLearner):
     def _bootstrap_values(self, step: Transitions, q, target_q) -> tuple[torch.Tensor, torch.Tensor]:
         """V(s_{t+1}) of the independent head (B, T, N) and of the cooperative one (B, T, 1)."""
         v_i, utilities = (self._utility_values(h, q[h], target_q[h], step.avail) for h in range(2))
-        v_c = self.target_mixer(utilities, step.state[:, 1:])
+        v_c = InStates(self.target_mixer, step.state[:, 1:], step.mask)(utilities)
         if self.cfg.gate.target == "own":
             return v_i, v_c
         gated = gate.gated_value(self._team(v_i), v_c, self.cfg.gate.target, self.weights, self.excess_ema)

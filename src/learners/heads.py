@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from modules.mixers import counterfactual_q_tot, mixer_gains
+from modules.mixers import InStates, mixer_gains
 from objectives import conservative
 from objectives.behaviour import expected_value
 from objectives.munchausen import log_policy
@@ -26,23 +26,28 @@ class Heads:
         """
         self.mixer = mixer
         self.beta = beta
-        self.actions = step.actions
+        self.actions, self.mask = step.actions, step.mask
         self.avail, self.state = step.avail[:, :-1], step.state[:, :-1]
         self.q_i, self.q_c = q_i[:, :-1], q_c[:, :-1]
         self.chosen_i = self._taken(self.q_i)  # (B, T, N)
         self.chosen_c = self.chosen_i if q_c is q_i else self._taken(self.q_c)
 
     @cached_property
+    def _mix(self) -> InStates:
+        with torch.enable_grad():  # whoever asks first: the loss differentiates what the gate only reads
+            return InStates(self.mixer, self.state, self.mask)
+
+    @cached_property
     def q_tot(self) -> torch.Tensor:
         """Q_tot of the logged joint action, (B, T, 1)."""
-        with torch.enable_grad():  # whoever asks first: the loss differentiates what the gate only reads
-            return self.mixer(self.chosen_c, self.state)
+        with torch.enable_grad():
+            return self._mix(self.chosen_c)
 
     @cached_property
     def q_cf(self) -> torch.Tensor:
         """Q_tot(k, a_-i; s), (B, T, N, A)."""
         with torch.enable_grad():
-            return counterfactual_q_tot(self.mixer, self.chosen_c, self.q_c, self.state)
+            return self._mix.counterfactual(self.chosen_c, self.q_c)
 
     @cached_property
     def value_i(self) -> torch.Tensor:
@@ -53,7 +58,7 @@ class Heads:
     def value_c(self) -> torch.Tensor:
         """max_a Q_tot(a) = f(max Q_1, ..., max Q_N; s), (B, T, 1), without gradient (Proposition 1.2)."""
         with torch.no_grad():
-            return self.mixer(conservative.sup_value(self.q_c, self.avail, "max"), self.state)
+            return self._mix(conservative.sup_value(self.q_c, self.avail, "max"))
 
     def greedy(self, head: int) -> torch.Tensor:
         """The head's greedy joint action, (B, T, N, 1)."""
@@ -111,7 +116,7 @@ class Heads:
         return conservative.agent_gaps(q, self.avail, data, op, temperature, self.beta)
 
     def _best_q_tot(self) -> torch.Tensor:
-        return self.mixer(conservative.sup_value(self.q_c, self.avail, "max"), self.state)
+        return self._mix(conservative.sup_value(self.q_c, self.avail, "max"))
 
     def _gains(self) -> torch.Tensor:
         return mixer_gains(self.mixer, self.chosen_c, self.state)

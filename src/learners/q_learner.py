@@ -132,8 +132,9 @@ class QLearner:
         with torch.no_grad():
             q_target = self._unroll(self.target_mac, batch)
             best = self._next_actions(q, q_target, step.avail)
-            v_next = self._joint_value(self.target_mixer, q_target[:, 1:], best, step.avail[:, 1:], step.state[:, 1:])
-        now = (step.actions, step.avail[:, :-1], step.state[:, :-1])
+            then = (best, step.avail[:, 1:], step.state[:, 1:], step.mask)
+            v_next = self._joint_value(self.target_mixer, q_target[:, 1:], *then)
+        now = (step.actions, step.avail[:, :-1], step.state[:, :-1], step.mask)
         chosen = self._joint_value(self.mixer, q[:, :-1], *now)  # (B, T, X)
         target = self._targets(step, step.reward, v_next)
         mask = step.mask.expand_as(chosen)
@@ -163,9 +164,9 @@ class QLearner:
         """
         return unroll(mac, batch)
 
-    def _joint_value(self, mixer, q: Any, actions: torch.Tensor, avail: torch.Tensor, state: torch.Tensor):
-        """The value of joint actions (B, T, X)."""
-        return joint_value(mixer, q, actions, avail, state)
+    def _joint_value(self, mixer, q: Any, actions, avail, state, mask=None) -> torch.Tensor:
+        """The value of joint actions (B, T, X), as `modules.mixers.joint_value` gives it."""
+        return joint_value(mixer, q, actions, avail, state, mask)
 
     def _next_values(self, q: torch.Tensor, q_target: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:
         """max_a Q_i(s_{t+1}, a) of the target network, (B, T, N); with double-Q the online network chooses a."""

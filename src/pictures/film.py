@@ -41,7 +41,8 @@ class Shot:
     @property
     def available(self) -> dict[str, np.ndarray]:
         """The values, not a number where an action is not available."""
-        return {name: np.where(self.avail, value, np.nan) for name, value in self.values.items()}
+        able = np.asarray(self.avail, bool)
+        return {name: np.where(able, value, np.nan) for name, value in self.values.items()}
 
 
 def check(path: Path) -> None:

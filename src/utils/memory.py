@@ -1,8 +1,11 @@
 """How much memory there is, and how to say it."""
 
+import ctypes
 from pathlib import Path
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of <malloc.h>
 
 
 def available_bytes(device) -> int:
@@ -18,6 +21,18 @@ def available_bytes(device) -> int:
         reclaimable = int(stat.get("inactive_file", 0))  # file cache counts as used, but gives way
         free = min(free, int(limit.read_text()) - int(used.read_text()) + reclaimable)
     return free
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next tensor; elsewhere nothing happens.
+
+    By default large tensors are given back to the system at once, and every fresh page of the next one costs a fault:
+    up to half of an update's time.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for name in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            libc.mallopt(name, 2**30)
 
 
 def format_bytes(count: float) -> str:

@@ -28,17 +28,79 @@ def unroll(mac, batch, test_mode: bool = False) -> torch.Tensor:
     return torch.stack([mac.forward(batch, t=t, **mode) for t in range(batch.max_seq_length)], dim=1)
 
 
-def unroll_network(network, inputs: torch.Tensor) -> torch.Tensor:
-    """An agent's network on sequences from fresh memory, stepped if it has no `unroll`: (T, R, I) -> (T, R, A)."""
-    start = network.init_hidden()  # (1, H), or a row for every agent
-    hidden = start.repeat(inputs.shape[1] // len(start), 1)
+class Packing:
+    """Sequences without their padding: the longest first, step by step.
+
+    Args:
+        lengths: of B sequences of up to T steps.
+    """
+
+    def __init__(self, lengths: torch.Tensor, T: int):
+        order = lengths.argsort(descending=True, stable=True)
+        reached = torch.arange(int(lengths.max())).unsqueeze(1) < lengths[order]  # (steps, B)
+        self.counts: list[int] = reached.sum(dim=1).tolist()  # sequences that reach step t
+        steps, ranks = reached.nonzero(as_tuple=True)
+        self.index = steps * len(lengths) + order[ranks]  # (P,) rows of (T * B)
+        self.T, self.B = T, len(lengths)
+
+    @classmethod
+    def of(cls, batch) -> "Packing | None":
+        """That of the batch's episodes; None where it would not pay.
+
+        It pays on a CPU only: on a GPU shapes that change with every batch cost more than rows that tell nothing.
+        """
+        filled = batch["filled"]
+        if filled.device.type != "cpu":
+            return None
+        lengths, T = filled.sum(dim=(1, 2)), filled.shape[1]
+        dense = lengths.sum() > 0.9 * T * len(lengths)
+        return None if dense or lengths.min() < 1 else cls(lengths, T)
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """(T, B, ...) -> (P, ...)"""
+        return x.flatten(0, 1).index_select(0, self.index)
+
+    def unpack(self, x: torch.Tensor) -> torch.Tensor:
+        """(P, ...) -> (T, B, ...), 0 in padding."""
+        return x.new_zeros(self.T * self.B, *x.shape[1:]).index_copy(0, self.index, x).unflatten(0, (self.T, self.B))
+
+
+def unroll_network(network, inputs: torch.Tensor, packing: Packing | None = None) -> torch.Tensor:
+    """An agent's network on sequences from fresh memory, stepped if it has no `unroll`: (T, B, N, I) -> (T, B, N, A).
+
+    With a packing, what lies behind a sequence's end is not computed, and 0.
+    """
+    if packing is not None and hasattr(network, "unroll_packed"):
+        return unroll_network_features(network, inputs, packing)[0]
+    T, B, N, _ = inputs.shape
+    rows, hidden = inputs.reshape(T, B * N, -1), _fresh_memory(network, B * N)
     if hasattr(network, "unroll"):
-        return network.unroll(inputs, hidden)[0]
+        return network.unroll(rows, hidden)[0].view(T, B, N, -1)
     outputs = []
-    for step in inputs:
+    for step in rows:
         values, hidden = network(step, hidden)
         outputs.append(values)
-    return torch.stack(outputs)
+    return torch.stack(outputs).view(T, B, N, -1)
+
+
+def unroll_network_features(
+    network, inputs: torch.Tensor, packing: Packing | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`unroll_network`, and the network's features, (T, B, N, H)."""
+    T, B, N, _ = inputs.shape
+    hidden = _fresh_memory(network, B * N)
+    if packing is None or not hasattr(network, "unroll_packed"):
+        found = network.unroll_features(inputs.reshape(T, B * N, -1), hidden)
+        return found[0].view(T, B, N, -1), found[1].view(T, B, N, -1)
+    counts = [count * N for count in packing.counts]
+    found = network.unroll_packed(packing.pack(inputs).flatten(0, 1), counts, hidden)
+    values, features = (packing.unpack(x.unflatten(0, (-1, N))) for x in found)
+    return values, features
+
+
+def _fresh_memory(network, rows: int) -> torch.Tensor:
+    start = network.init_hidden()  # (1, H), or a row for every agent
+    return start.repeat(rows // len(start), 1)
 
 
 def sequence_inputs(batch, args) -> torch.Tensor:

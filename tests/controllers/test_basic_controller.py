@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import on_filled
 from torch import nn
 
 from components.episode_buffer import EpisodeBatch
@@ -161,12 +162,10 @@ def test_unroll_equals_looped_forward(last_action, agent_id, output, test_mode):
     )
     batch = random_batch()
     stepped = looped(mac, batch, test_mode)
-    last_hidden = mac.hidden_states
     fused = mac.unroll(batch, test_mode)
     assert fused.shape == (3, 5, N, A)
-    close(fused, stepped)
-    close(mac.hidden_states.reshape(-1, H), last_hidden.reshape(-1, H))
-    weights = torch.randn(fused.shape, generator=torch.Generator().manual_seed(1))
+    close(on_filled(batch, fused), on_filled(batch, stepped))
+    weights = on_filled(batch, torch.randn(fused.shape, generator=torch.Generator().manual_seed(1)))
     parameters = list(mac.parameters())
     of_fused = torch.autograd.grad((fused * weights).sum(), parameters)
     of_stepped = torch.autograd.grad((stepped * weights).sum(), parameters)
@@ -191,10 +190,10 @@ def test_agents_without_unroll_are_stepped():
     fused, memories = mac.unroll_features(batch)
     close(mac.unroll(batch), fused)
     mac.agent = StepsOnly(mac.agent)
-    close(mac.unroll(batch), fused)
+    close(on_filled(batch, mac.unroll(batch)), fused)
     stepped = mac.unroll_features(batch)
-    close(stepped[0], fused)
-    close(stepped[1], memories)
+    close(on_filled(batch, stepped[0]), fused)
+    close(on_filled(batch, stepped[1]), memories)
 
 
 @pytest.mark.parametrize("agent", ["rnn", "rnn_norm"])
@@ -203,8 +202,9 @@ def test_memories_are_those_after_every_step(agent):
     values, memories = unroll_features(mac, batch)
     mac.init_hidden(batch.batch_size)
     for t in range(batch.max_seq_length):
-        close(values[:, t], mac.forward(batch, t))
-        close(memories[:, t], mac.hidden_states.view(memories[:, t].shape))
+        filled = batch["filled"][:, t].unsqueeze(-1)
+        close(values[:, t], mac.forward(batch, t) * filled)
+        close(memories[:, t], mac.hidden_states.view(memories[:, t].shape) * filled)
 
     class Foreign:
         """A controller that has PyMARL's methods alone."""
@@ -214,7 +214,7 @@ def test_memories_are_those_after_every_step(agent):
 
     foreign = Foreign()
     for ours, theirs in zip(unroll_features(foreign, batch), (values, memories), strict=True):
-        close(ours, theirs)
+        close(on_filled(batch, ours), theirs)
 
 
 def test_unroll_starts_with_fresh_memory():
@@ -332,7 +332,7 @@ def test_values_of_others_are_those_of_a_loop_that_swaps_ids(agent, last_action)
                 inputs = mac._build_inputs(batch, t).view(3, N, -1)
                 swapped = torch.cat([inputs[..., :-N], one_id], dim=-1)
                 expected, hidden = network(swapped.reshape(3 * N, -1), hidden)
-                close(values[:, t, :, j], expected.view(3, N, A))
+                close(values[:, t, :, j], expected.view(3, N, A) * batch["filled"][:, t].unsqueeze(-1))
     own = torch.stack([found[:, :, i, i] for i in range(N)], dim=2)
     close(own, mac.unroll(batch))
     assert (found[:, :, 0, 0] - found[:, :, 0, 1]).abs().max() > 1e-3

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_equal, make_args, make_mac, random_batch, sharpen, step_by_step
+from helpers import assert_equal, make_args, make_mac, on_filled, random_batch, sharpen, step_by_step
 
 from controllers import REGISTRY
 from controllers.gated_controller import COOPERATIVE, INDEPENDENT, GatedMAC
@@ -29,12 +29,12 @@ def close(actual, expected, tolerance=1e-5):
 
 
 def alone(network, mac, batch):
-    """A network of its own, stepped on what the agents see: (B, T, N, A)."""
+    """A network of its own, stepped on what the agents see: (B, T, N, A), 0 in padding."""
     hidden, outputs = network.init_hidden().expand(batch.batch_size * mac.n_agents, -1), []
     for t in range(batch.max_seq_length):
         values, hidden = network(mac._build_inputs(batch, t), hidden)
         outputs.append(values.view(batch.batch_size, mac.n_agents, -1))
-    return torch.stack(outputs, dim=1)
+    return on_filled(batch, torch.stack(outputs, dim=1))
 
 
 def test_it_is_in_the_registry():
@@ -96,7 +96,7 @@ def test_who_acts():
             expected = torch.where(switched, independent, cooperative)
         else:
             expected = mac.unroll_imitation(batch)
-        close(values, expected)
+        close(on_filled(batch, values), on_filled(batch, expected))
 
 
 def test_all_agents_follow_the_head_that_they_are_told_to():
@@ -105,7 +105,7 @@ def test_all_agents_follow_the_head_that_they_are_told_to():
     heads = mac.unroll_heads(batch)
     for head in (0, 1, torch.tensor(0), torch.tensor(1)):
         mac.act_with(head)
-        close(mac.unroll(batch), heads[int(head)])
+        close(on_filled(batch, mac.unroll(batch)), heads[int(head)])
         mac.init_hidden(4)
         actions = mac.select_actions(batch, t_ep=0, t_env=0, test_mode=True)
         best = heads[int(head)][:, 0].masked_fill(batch["avail_actions"][:, 0] == 0, -torch.inf).argmax(dim=-1)

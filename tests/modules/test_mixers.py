@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from modules.mixers import REGISTRY, counterfactual_q_tot, joint_value, mixer_gains
+from modules.mixers import REGISTRY, InStates, counterfactual_q_tot, joint_value, mixer_gains
 from modules.mixers.central import CentralMixer
 from modules.mixers.qcgraph import QCGraph, QCGraphMixer
 from modules.mixers.qmix import QMixer
@@ -509,3 +509,75 @@ def test_counterfactual_gradients_match_finite_differences(mixer_class):
     qs = torch.randn(2, 3, 3, 4, dtype=torch.double, requires_grad=True)
     states = torch.randn(2, 3, 4, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(mixer.counterfactual, (chosen, qs, states))
+
+
+# A mixer in given states
+
+
+class Doubled(QMixer):
+    """Overrides what QMIX does, and knows nothing of `at`."""
+
+    def forward(self, agent_qs, states):
+        return 2 * super().forward(agent_qs, states)
+
+
+class Plain(nn.Module):
+    """A mixer with PyMARL's call alone."""
+
+    def __init__(self, args):
+        super().__init__()
+        self.mixer = QMixer(args)
+
+    def forward(self, agent_qs, states):
+        return self.mixer(agent_qs, states)
+
+
+@pytest.mark.parametrize("masked", [None, "full", "half", "nothing"])
+@pytest.mark.parametrize("mixer_class", [QMixer, ConcaveQMixer, Doubled, Plain, VDNMixer])
+def test_in_given_states_a_mixer_says_what_it_says_when_called(mixer_class, masked):
+    mixer = (VDNMixer() if mixer_class is VDNMixer else qmixer(mixer_class=mixer_class)).double()
+    torch.manual_seed(1)
+    B, T, N, A = 4, 5, 3, 2
+    qs, states = torch.randn(B, T, N, A, dtype=torch.float64), torch.randn(B, T, 5, dtype=torch.float64)
+    chosen = qs[..., 1].clone().requires_grad_()
+    mask = {"full": torch.ones(B, T, 1), "nothing": torch.zeros(B, T, 1)}.get(masked)
+    if masked == "half":
+        mask = (torch.arange(T).view(1, T, 1) < torch.tensor([5, 3, 1, 1]).view(B, 1, 1)).float()
+    wanted = torch.ones(B, T, 1) if masked in (None, "nothing") else mask
+    here = InStates(mixer, states, mask)
+    parameters = [chosen, *mixer.parameters()]
+    for found, expected in (
+        (here(chosen), mixer(chosen, states)),
+        (here.counterfactual(chosen, qs), counterfactual_q_tot(mixer, chosen, qs, states)),
+    ):
+        scale = wanted.reshape(B, T, *(1,) * (found.dim() - 2)) * torch.randn_like(found)
+        close(found * scale, expected * scale, 1e-12)
+        ours, theirs = (
+            torch.autograd.grad((values * scale).sum(), parameters, retain_graph=True, allow_unused=True)
+            for values in (found, expected)
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            close(one, other, 1e-12)
+        assert ours[0].any()
+
+
+def test_padding_is_not_asked_for():
+    """NaN in what lies behind an episode's end reaches neither values nor gradients."""
+    mixer, mask = qmixer(), torch.tensor([[1.0, 1, 1], [1, 0, 0]]).unsqueeze(2)
+    chosen, states = torch.randn(2, 3, 3), torch.randn(2, 3, 5)
+    states[1, 1:] = torch.nan
+    chosen[1, 1:] = torch.nan
+    values = joint_value(mixer, chosen.unsqueeze(3), torch.zeros(2, 3, 3, 1, dtype=torch.long), None, states, mask)
+    assert (values[1, 1:] == 0).all()
+    values.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in mixer.parameters())
+
+
+def test_hypernetworks_run_once():
+    mixer, calls = qmixer(), []
+    mixer.hyper_w_1.register_forward_hook(lambda *_: calls.append(1))
+    here = InStates(mixer, torch.randn(2, 3, 5))
+    qs = torch.randn(2, 3, 3, 4)
+    here(qs[..., 0])
+    here.counterfactual(qs[..., 0], qs)
+    assert len(calls) == 1

@@ -1,12 +1,22 @@
 """Helpers around networks."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from utils.networks import NonFiniteError, blend, copy_state, unroll
+from modules.agents import REGISTRY
+from utils.networks import (
+    NonFiniteError,
+    Packing,
+    blend,
+    copy_state,
+    unroll,
+    unroll_network,
+    unroll_network_features,
+)
 
 
 def net(value, counter=0.0):
@@ -119,3 +129,48 @@ def test_non_finite_error_names_the_first_bad_term(bad):
 
 def test_non_finite_error_without_a_bad_term():
     assert NonFiniteError({"td_loss": torch.tensor(1.0)}).culprit == "unknown"
+
+
+@pytest.mark.parametrize("lengths", [[1, 3, 2], [4, 1, 4], [2, 2]])
+def test_packing_leaves_padding_out_and_comes_back(lengths):
+    T, B = 4, len(lengths)
+    packing = Packing(torch.tensor(lengths), T)
+    x = torch.randn(T, B, 2)
+    rows = packing.pack(x)
+    longest_first = sorted(range(B), key=lambda b: -lengths[b])
+    expected = [x[t, b] for t in range(T) for b in longest_first if t < lengths[b]]
+    assert torch.equal(rows, torch.stack(expected))
+    assert packing.counts == [sum(length > t for length in lengths) for t in range(max(lengths))]
+    back = packing.unpack(rows)
+    for t in range(T):
+        for b in range(B):
+            assert torch.equal(back[t, b], x[t, b] if t < lengths[b] else torch.zeros(2))
+
+
+@pytest.mark.parametrize("agent", ["rnn", "rnn_norm", "mlp"])
+def test_packed_sequences_give_what_padded_ones_give(agent):
+    torch.manual_seed(0)
+    T, B, N, lengths = 6, 4, 2, torch.tensor([2, 6, 1, 4])
+    network = REGISTRY[agent](5, SimpleNamespace(rnn_hidden_dim=7, n_actions=3)).double()
+    inputs = torch.randn(T, B, N, 5, dtype=torch.float64, requires_grad=True)
+    played = (torch.arange(T).view(T, 1) < lengths).view(T, B, 1, 1)
+    weights = torch.randn(T, B, N, 3, dtype=torch.float64) * played
+    found, expected = (unroll_network_features(network, inputs, p) for p in (Packing(lengths, T), None))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs * played)
+    assert torch.equal(unroll_network(network, inputs, Packing(lengths, T)), found[0])
+    gradients = [
+        torch.autograd.grad((values * weights).sum(), [inputs, *network.parameters()], allow_unused=True)
+        for values, _ in (found, expected)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_packing_is_for_batches_in_which_it_pays():
+    def batch(*lengths):
+        return {"filled": (torch.arange(10).view(1, 10, 1) < torch.tensor(lengths).view(-1, 1, 1)).long()}
+
+    assert Packing.of(batch(10, 10, 9)) is None
+    assert Packing.of(batch(10, 5, 4)).counts == [3, 3, 3, 3, 2, 1, 1, 1, 1, 1]
+    assert Packing.of(batch(10, 5, 0)) is None  # an empty sequence has no place in it

@@ -29,5 +29,11 @@ class MLPAgent(nn.Module):
         features = self._features(inputs)
         return self.fc3(features), features
 
+    def unroll_packed(
+        self, inputs: torch.Tensor, counts: list[int], hidden_state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`unroll_features` on sequences without their padding: (P, I) -> (P, A), (P, H)."""
+        return self.unroll_features(inputs, hidden_state)
+
     def _features(self, inputs: torch.Tensor) -> torch.Tensor:
         return F.relu(self.fc2(F.relu(self.fc1(inputs))))

@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from modules.agents.gru import gru, run_gru
+
 
 class RNNAgent(nn.Module):
-    fused = True  # torch's fused GRU (cuDNN on a GPU), which `SeparateAgents` cannot map over copies
+    fused = True  # a GRU for all steps at once, which `SeparateAgents` cannot map over copies
 
     def __init__(self, input_shape: int, args):
         super().__init__()
@@ -34,8 +36,21 @@ class RNNAgent(nn.Module):
 
     def unroll_features(self, inputs: torch.Tensor, hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """All steps at once: inputs (T, R, I), memory (R, H) -> values (T, R, A), the memory after each (T, R, H)."""
-        x = F.relu(self.norm1(self.fc1(inputs)))
-        h = (fused_gru if self.fused else gru)(x, hidden_state, self.rnn)
+        if self.fused:
+            T, R = inputs.shape[:2]
+            found = self.unroll_packed(inputs.flatten(0, 1), [R] * T, hidden_state)
+            return found[0].unflatten(0, (T, R)), found[1].unflatten(0, (T, R))
+        h = gru(F.relu(self.norm1(self.fc1(inputs))), hidden_state, self.rnn)
+        return self.fc2(self.norm2(h)), h
+
+    def unroll_packed(
+        self, inputs: torch.Tensor, counts: list[int], hidden_state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`unroll_features` on sequences without their padding (see `modules.agents.gru`).
+
+        Inputs (P, I), memory (R, H) -> values (P, A), the memory after each (P, H).
+        """
+        h = run_gru(F.relu(self.norm1(self.fc1(inputs))), hidden_state, self.rnn, counts)
         return self.fc2(self.norm2(h)), h
 
 
@@ -48,22 +63,3 @@ class NormalisedRNNAgent(RNNAgent):
     def __init__(self, input_shape: int, args):
         super().__init__(input_shape, args)
         self.norm1, self.norm2 = nn.LayerNorm(args.rnn_hidden_dim), nn.LayerNorm(args.rnn_hidden_dim)
-
-
-def fused_gru(x: torch.Tensor, hidden_state: torch.Tensor, cell: nn.GRUCell) -> torch.Tensor:
-    """The cell over all steps: x (T, R, X), memory (R, H) -> the memory after each step (T, R, H)."""
-    # biases, 1 layer, no dropout, training (cuDNN has a backward only then), one direction, time first
-    weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
-    return torch.gru(x, hidden_state.unsqueeze(0).contiguous(), weights, True, 1, 0.0, True, False, False)[0]
-
-
-def gru(x: torch.Tensor, hidden_state: torch.Tensor, cell: nn.GRUCell) -> torch.Tensor:
-    """`fused_gru` in plain operations: h' = n + z (h - n), n = tanh(W_n x + r (U_n h)), with gates r and z."""
-    memories = []
-    for given in F.linear(x, cell.weight_ih, cell.bias_ih):  # (R, 3H)
-        r_x, z_x, n_x = given.chunk(3, dim=-1)
-        r_h, z_h, n_h = F.linear(hidden_state, cell.weight_hh, cell.bias_hh).chunk(3, dim=-1)
-        n = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
-        hidden_state = n + torch.sigmoid(z_x + z_h) * (hidden_state - n)
-        memories.append(hidden_state)
-    return torch.stack(memories)

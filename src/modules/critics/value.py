@@ -12,7 +12,7 @@ from torch import nn
 
 from modules.agents import REGISTRY as agent_REGISTRY
 from modules.agents.sharing import share_parameters
-from utils.networks import sequence_input_size, sequence_inputs, unroll_network
+from utils.networks import Packing, sequence_input_size, sequence_inputs, unroll_network
 from utils.registry import resolve
 
 
@@ -28,9 +28,7 @@ class ValueCritic(nn.Module):
 
     def forward(self, batch, t=None) -> torch.Tensor:
         """V of every agent at every step, or at step `t` alone: (B, T, N, 1)."""
-        inputs = self._inputs(batch)
-        T, B, N, _ = inputs.shape
-        values = unroll_network(self.network, inputs.reshape(T, B * N, -1)).view(T, B, N, 1).transpose(0, 1)
+        values = unroll_network(self.network, self._inputs(batch), Packing.of(batch)).transpose(0, 1)
         return values if t is None else values[:, t : t + 1]
 
     def _input_size(self, scheme) -> int:

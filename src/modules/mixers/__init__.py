@@ -8,6 +8,7 @@ agents' features, which `feature_q_learner` gives it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -32,8 +33,59 @@ REGISTRY = {
 }
 
 
+class InStates:
+    """A mixer in the states of a batch: what it makes of them is made once, and on a CPU for played steps alone.
+
+    Args:
+        states: (B, T, S).
+        mask: (B, T, 1) 1 on played steps, whose values are wanted; elsewhere they may be 0. None: all are wanted.
+    """
+
+    def __init__(self, mixer: Callable, states: torch.Tensor, mask: torch.Tensor | None = None):
+        self.mixer = mixer
+        self.shape = states.shape[:2]
+        self.index = None  # of the played steps, where the others are left out
+        if mask is not None and mask.device.type == "cpu" and mask.mean() < 0.9 and mask.any():
+            self.index = mask.flatten().nonzero().squeeze(1)
+        self.states = self._pack(states)
+        # A subclass may override `forward` alone, which `at` would not know.
+        knows = _defines(mixer, "at") <= _defines(mixer, "forward")
+        self.here: Any = mixer.at(self.states) if knows else lambda agent_qs: mixer(agent_qs, self.states)
+
+    def __call__(self, agent_qs: torch.Tensor) -> torch.Tensor:
+        """(B, T, N) -> (B, T, 1)"""
+        return self._unpack(self.here(self._pack(agent_qs)))
+
+    def counterfactual(self, chosen: torch.Tensor, qs: torch.Tensor) -> torch.Tensor:
+        """`counterfactual_q_tot`: (B, T, N), (B, T, N, A) -> (B, T, N, A)."""
+        chosen, qs = self._pack(chosen), self._pack(qs)
+        if hasattr(self.here, "counterfactual"):
+            return self._unpack(self.here.counterfactual(chosen, qs))
+        return self._unpack(counterfactual_q_tot(self.mixer, chosen, qs, self.states))
+
+    def _pack(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, ...) -> (1, P, ...)"""
+        return x if self.index is None else x.flatten(0, 1).index_select(0, self.index).unsqueeze(0)
+
+    def _unpack(self, x: torch.Tensor) -> torch.Tensor:
+        if self.index is None:
+            return x
+        rows = x.new_zeros(self.shape.numel(), *x.shape[2:])
+        return rows.index_copy(0, self.index, x.squeeze(0)).unflatten(0, self.shape)
+
+
+def _defines(mixer: Callable, name: str) -> float:
+    """How far up the mixer's classes the method is defined."""
+    return next((n for n, cls in enumerate(type(mixer).__mro__) if name in vars(cls)), float("inf"))
+
+
 def joint_value(
-    mixer: Callable | None, q: torch.Tensor, actions: torch.Tensor, avail: torch.Tensor, states: torch.Tensor
+    mixer: Callable | None,
+    q: torch.Tensor,
+    actions: torch.Tensor,
+    avail: torch.Tensor,
+    states: torch.Tensor,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What a joint action is worth: Q_tot(a; s), or each agent's Q_i(a_i) without a mixer.
 
@@ -44,6 +96,7 @@ def joint_value(
         q, avail: (B, T, N, A) values of all actions, and 1 where an action is available.
         actions: (B, T, N, 1).
         states: (B, T, S).
+        mask: (B, T, 1) 1 on played steps; what is returned elsewhere means nothing. None: all are wanted.
 
     Returns:
         (B, T, 1), or (B, T, N) without a mixer.
@@ -53,7 +106,7 @@ def joint_value(
     if own is not None:
         return own(q, actions, avail, states)
     chosen = q.gather(3, actions).squeeze(3)  # (B, T, N)
-    return chosen if mixer is None else mixer(chosen, states)
+    return chosen if mixer is None else InStates(mixer, states, mask)(chosen)
 
 
 def counterfactual_q_tot(mixer: Callable, chosen: torch.Tensor, qs: torch.Tensor, states: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,8 @@ f(q; s) = ELU(q |W1(s)| + b1(s)) |w2(s)| + v(s), with the weights made from the 
 values make f non-decreasing in every agent's value, so that the agents' own best actions are the team's best.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -31,21 +33,15 @@ class QMixer(nn.Module):
 
     def forward(self, agent_qs: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """agent_qs (B, T, N), states (B, T, S) -> Q_tot (B, T, 1)."""
-        check_shape("agent_qs", agent_qs, (*states.shape[:2], self.n_agents))
-        w1, b1, w2, v = self._weights(states)
-        hidden = F.elu((agent_qs.unsqueeze(-1) * w1).sum(dim=2) + b1)  # (B, T, E)
-        return (hidden * w2).sum(dim=-1, keepdim=True) + v
+        return self.at(states)(agent_qs)
 
     def counterfactual(self, chosen: torch.Tensor, qs: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Q_tot(k, a_-i; s) for every agent i and action k: chosen (B, T, N), qs (B, T, N, A) -> (B, T, N, A).
+        """Q_tot(k, a_-i; s) for every agent i and action k: chosen (B, T, N), qs (B, T, N, A) -> (B, T, N, A)."""
+        return self.at(states).counterfactual(chosen, qs)
 
-        One agent's change is a rank-1 update of the first layer, h + |W1_i| (Q_i(k) - Q_i(a_i)), so the hypernetworks
-        run once (Proposition 1.5 of docs/theory.md).
-        """
-        w1, b1, w2, v = self._weights(states)
-        contributions = chosen.unsqueeze(-1) * w1  # (B, T, N, E)
-        others = contributions.sum(dim=2, keepdim=True) + b1.unsqueeze(2) - contributions
-        return _SecondLayer.apply(qs, others, w1, w2) + v.unsqueeze(-1)
+    def at(self, states: torch.Tensor) -> "_QMixerAt":
+        """The mixer in these states, (B, T, S): the hypernetworks run once, whatever it is asked."""
+        return _QMixerAt(*self._weights(states))
 
     def _weights(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """states (B, T, S) -> |W1| (B, T, N, E), b1 (B, T, E), |w2| (B, T, E), v (B, T, 1)."""
@@ -55,6 +51,29 @@ class QMixer(nn.Module):
 
     def _hypernet(self, hidden: int, out: int) -> nn.Sequential:
         return nn.Sequential(nn.Linear(self.state_dim, hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
+@dataclass
+class _QMixerAt:
+    w1: torch.Tensor  # (B, T, N, E)
+    b1: torch.Tensor  # (B, T, E)
+    w2: torch.Tensor  # (B, T, E)
+    v: torch.Tensor  # (B, T, 1)
+
+    def __call__(self, agent_qs: torch.Tensor) -> torch.Tensor:
+        """(B, T, N) -> (B, T, 1)"""
+        check_shape("agent_qs", agent_qs, self.w1.shape[:3])
+        hidden = F.elu((agent_qs.unsqueeze(-1) * self.w1).sum(dim=2) + self.b1)  # (B, T, E)
+        return (hidden * self.w2).sum(dim=-1, keepdim=True) + self.v
+
+    def counterfactual(self, chosen: torch.Tensor, qs: torch.Tensor) -> torch.Tensor:
+        """One agent's change is a rank-1 update of the first layer, h + |W1_i| (Q_i(k) - Q_i(a_i)).
+
+        (Proposition 1.5 of docs/theory.md)
+        """
+        contributions = chosen.unsqueeze(-1) * self.w1  # (B, T, N, E)
+        others = contributions.sum(dim=2, keepdim=True) + self.b1.unsqueeze(2) - contributions
+        return _SecondLayer.apply(qs, others, self.w1, self.w2) + self.v.unsqueeze(-1)
 
 
 class _SecondLayer(torch.autograd.Function):
@@ -67,7 +86,7 @@ class _SecondLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, others, w1, w2):
         B, T, N, A = q.shape
-        hidden = F.elu(torch.addcmul(others.unsqueeze(3), q.unsqueeze(-1), w1.unsqueeze(3)))  # (B, T, N, A, E)
+        hidden = F.elu_(torch.addcmul(others.unsqueeze(3), q.unsqueeze(-1), w1.unsqueeze(3)))  # (B, T, N, A, E)
         ctx.save_for_backward(q, hidden, w1, w2)
         return torch.matmul(hidden.view(B, T, N * A, -1), w2.unsqueeze(-1)).view(B, T, N, A)
 

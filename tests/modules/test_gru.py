@@ -1,0 +1,91 @@
+"""The GRU over whole sequences: by hand, against the cell stepped over each sequence alone, and its gradients."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from modules.agents.gru import gru, run_gru
+
+X, H = 3, 4
+LENGTHS = [[1], [6, 6, 6], [7, 5, 5, 1], [4, 1, 1, 1, 1], [3, 2, 1]]  # longest first
+
+
+def make(lengths):
+    """A cell, packed inputs, memories, and each row's (sequence, step)."""
+    torch.manual_seed(len(lengths))
+    cell = nn.GRUCell(X, H).double()
+    where = [(r, t) for t in range(lengths[0]) for r, length in enumerate(lengths) if t < length]
+    counts = [sum(t < length for length in lengths) for t in range(lengths[0])]
+    x = torch.randn(len(where), X, dtype=torch.float64, requires_grad=True)
+    hidden = torch.randn(len(lengths), H, dtype=torch.float64, requires_grad=True)
+    return cell, x, hidden, counts, where
+
+
+def one_by_one(cell, x, hidden, where):
+    """Torch's cell, one sequence and one step at a time."""
+    memories, rows = {}, []
+    for row, (r, t) in enumerate(where):
+        before = hidden[r] if t == 0 else memories[r, t - 1]
+        memories[r, t] = cell(x[row].unsqueeze(0), before.unsqueeze(0))[0]
+        rows.append(memories[r, t])
+    return torch.stack(rows)
+
+
+def test_one_unit_by_hand():
+    """All weights 1 and all biases 0: r = z = s(x + h), n = tanh(x + r h), h' = n + z (h - n)."""
+    cell = nn.GRUCell(1, 1)
+    for parameter in cell.parameters():
+        nn.init.constant_(parameter, float(parameter.dim() == 2))
+    h, memories = 0.5, run_gru(torch.tensor([[1.0], [-1.0]]), torch.tensor([[0.5]]), cell, [1, 1])
+    for t, x in enumerate((1.0, -1.0)):
+        gate = 1 / (1 + math.exp(-(x + h)))
+        n = math.tanh(x + gate * h)
+        h = n + gate * (h - n)
+        assert memories[t].item() == pytest.approx(h, abs=1e-6)
+    assert h == pytest.approx(-0.1686, abs=1e-4)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_it_is_the_cell_on_each_sequence_alone(lengths):
+    cell, x, hidden, counts, where = make(lengths)
+    expected = one_by_one(cell, x, hidden, where)
+    found = run_gru(x, hidden, cell, counts)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(run_gru(x.detach(), hidden.detach(), cell, counts), found)
+    with torch.no_grad():
+        assert torch.equal(run_gru(x, hidden, cell, counts), found)
+    weights = torch.randn_like(found)
+    inputs = [x, hidden, *cell.parameters()]
+    ours, theirs = (torch.autograd.grad((rows * weights).sum(), inputs) for rows in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+        assert one.any()
+
+
+def test_gradients_are_those_of_finite_differences():
+    cell, x, hidden, counts, _ = make([3, 2])
+    weights = tuple(cell.parameters())
+
+    def run(x, hidden, *weights):
+        parts = dict(zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), weights, strict=True))
+        return run_gru(x, hidden, type("Cell", (), parts), counts)
+
+    assert torch.autograd.gradcheck(run, (x, hidden, *weights))
+
+
+def test_memory_alone_may_need_no_gradient():
+    """As in a learner: the memory starts at 0, and inputs may be constant."""
+    cell, x, hidden, counts, _ = make([4, 2])
+    run_gru(x.detach(), hidden.detach(), cell, counts).sum().backward()
+    expected = make([4, 2])[0]
+    run_gru(x, hidden, expected, counts).sum().backward()
+    for one, other in zip(cell.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_plain_operations_give_the_same():
+    cell, x, hidden, _, _ = make([5, 5, 5])
+    rows = x.unflatten(0, (5, 3))
+    torch.testing.assert_close(gru(rows, hidden, cell).flatten(0, 1), run_gru(x, hidden, cell, [3] * 5))
