@@ -7,10 +7,11 @@ T_MAX ?= 500000
 SEEDS ?= 10
 ENV ?= greed_games
 EPISODES ?= 2000
+RESULTS ?= results
 DATASET ?= results/datasets/$(ENV).h5
 WITH ?=
 
-.PHONY: help setup doctor train dataset test theory check format docs bench greed ablation drill curves clean
+.PHONY: help setup doctor train dataset test theory check format docs bench greed ablation report drill curves clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -71,6 +72,9 @@ greed: setup  ## sweep the greed games: who errs where, and what the gate does (
 
 ablation: setup  ## change one choice of greedy_qmix at a time (ENV=greed_games or smax, SEEDS=10)
 	$(RUN) benchmarks/ablation.py --env $(ENV) --seeds $(SEEDS)
+
+report: setup  ## a page of statistics and pictures of the runs below RESULTS (results)
+	$(RUN) src/report.py $(RESULTS)
 
 drill: setup  ## kill and resume a run 200 times, and compare it with an undisturbed one (about twenty minutes)
 	$(RUN) benchmarks/drill.py kills --count 200 --with t_max=12000 rnn_hidden_dim=16

@@ -133,6 +133,7 @@ class _Screen:
         high = round(50 * max(4.6, 0.9 + self.n_shown * (0.3 + 0.24 * len(spans)))) / 50
         self.figure = Figure(figsize=(wide, high), dpi=100, layout="constrained")
         self.canvas = FigureCanvasAgg(self.figure)
+        self.heading = self.figure.suptitle("", fontsize=9)
         parts: Any = self.figure.subfigures(1, 2, width_ratios=(4.6, wide - 4.6))
         self.scene = parts[0].subplots()
         self.panels = parts[1].subplots(max(self.n_shown, 1), 1, squeeze=False)[:, 0]
@@ -141,7 +142,7 @@ class _Screen:
 
     def draw(self, shot: Shot) -> np.ndarray:
         draw_scene(self.scene, shot.scene, shot.actions, self.view)
-        self.figure.suptitle(shot.heading, fontsize=9)
+        self.heading.set_text(shot.heading)
         for agent in range(self.n_shown):
             self._draw_agent(self.panels[agent], shot, agent)
         self.canvas.draw()
