@@ -22,11 +22,11 @@ SMALL = {
     "decoy": ("greed_games", 4000, "test_normalised_return_mean", {"env_args.game": "decoy", "env_args.kappa": 1.0}),
     "foraging": (
         "gymma",
-        30000,
+        12000,
         "test_return_mean",
         {"env_args.key": FORAGING, "env_args.time_limit": 25, "test_nepisode": 48},
     ),
-    "3m": ("smax", 40000, "test_battle_won_mean", {"env_args.map_name": "3m", "test_nepisode": 128}),
+    "3m": ("smax", 24000, "test_battle_won_mean", {"env_args.map_name": "3m", "test_nepisode": 128}),
 }
 STAGS = {"epsilon_anneal_time": 50000, "buffer_size": 500}
 SCALED = {"env_args.reward_scale": 10.0, "test_interval": 50000}  # as large as SMAC's rewards

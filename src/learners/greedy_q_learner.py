@@ -20,6 +20,7 @@ from learners.q_learner import Objective, QLearner, Transitions
 from modules.mixers import InStates, counterfactual_q_tot
 from objectives import conservative, gate, munchausen, shared_experience
 from objectives.td import discounted_returns, one_step_targets, td_loss
+from utils.aside import aside
 from utils.errors import UserError
 from utils.networks import blend, unroll
 from utils.shapes import masked_mean
@@ -58,10 +59,12 @@ class GreedyQLearner(GreedyTerms, QLearner):
 
     def objective(self, batch) -> Objective:
         """Sum over heads of TD loss and conservative penalty, weighed by the gate (docs/method.md, section 8)."""
+        device = batch["filled"].device
+        of_target = aside(lambda: self._unroll_heads(self.target_mac, batch), device)
         step = self._transitions(batch)
+        of_slow = aside(lambda: self._slow_heads(batch, step), device)
         q_i, q_c = self._unroll_heads(self.mac, batch)  # (B, T+1, N, A) each
-        with torch.no_grad():
-            target_q = self._unroll_heads(self.target_mac, batch)
+        target_q = of_target()
         beta, behaviour_stats = self._behaviour_policy(batch, step)
         heads = Heads(step, q_i, q_c, self.mixer, beta)
         q_tot = heads.q_tot  # (B, T, 1)
@@ -71,7 +74,7 @@ class GreedyQLearner(GreedyTerms, QLearner):
         with torch.no_grad():
             v_i, v_c = self._bootstrap_values(step, (q_i, q_c), target_q)  # (B, T, N), (B, T, 1)
             self._update_gate(step, heads, v_i, v_c)
-            alternative = self._alternative_policies(batch, step)
+            alternative = self._alternative_policies(batch, of_slow())
             bonus_i, bonus_c = self._munchausen_bonuses(step, alternative)
         td, target_i, target_c = self._td(step, heads, (reward_i + bonus_i, step.reward + bonus_c), (v_i, v_c))
         mask_i = step.mask.expand_as(heads.chosen_i)
@@ -334,12 +337,21 @@ class GreedyQLearner(GreedyTerms, QLearner):
         losses = [td_loss(heads.chosen_i, target_i, mask_i), td_loss(heads.q_tot, target_c, step.mask)]
         return torch.stack(losses), target_i, target_c
 
-    def _alternative_policies(self, batch, step: Transitions) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """log rho_h that head h is regularised toward, (B, T, N, A); or, for `who: others`, (B, T, N, N, A)."""
+    def _slow_heads(self, batch, step: Transitions) -> Heads | None:
+        """The heads of the alternative; None if nothing is regularised."""
         cfg = self.cfg.munchausen
         if cfg.source == "none":
             return None
         slow = Heads(step, *self._unroll_heads(self.slow_mac, batch), self.slow_mixer)
+        if cfg.who != "others" and cfg.source != "alt_utility":
+            _ = slow.q_cf  # `_alternative_policies` asks for it
+        return slow
+
+    def _alternative_policies(self, batch, slow: Heads | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """log rho_h that head h is regularised toward, (B, T, N, A); or, for `who: others`, (B, T, N, N, A)."""
+        if slow is None:
+            return None
+        cfg = self.cfg.munchausen
         tau_i, tau_c = cfg.tau * self.target_std
         if cfg.who == "others":
             return self._policies_of_others(batch, slow.avail, tau_i)

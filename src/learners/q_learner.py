@@ -14,6 +14,7 @@ from torch import nn
 from modules.mixers import REGISTRY as mixer_REGISTRY
 from modules.mixers import joint_value
 from objectives.td import lambda_targets, td_loss
+from utils.aside import aside
 from utils.moments import deviation, update_moments
 from utils.networks import NonFiniteError, blend, build_optimiser, copy_state, set_step_size, unroll
 from utils.registry import resolve
@@ -127,10 +128,11 @@ class QLearner:
 
     def objective(self, batch) -> Objective:
         """TD loss of the mixed values (VDN, QMIX), or of each agent's own values (IQL)."""
+        of_target = aside(lambda: self._unroll(self.target_mac, batch), batch["filled"].device)
         step = self._transitions(batch)
         q = self._unroll(self.mac, batch)  # (B, T+1, N, A)
         with torch.no_grad():
-            q_target = self._unroll(self.target_mac, batch)
+            q_target = of_target()
             best = self._next_actions(q, q_target, step.avail)
             then = (best, step.avail[:, 1:], step.state[:, 1:], step.mask)
             v_next = self._joint_value(self.target_mixer, q_target[:, 1:], *then)

@@ -1,0 +1,68 @@
+"""What is computed beside the update: the same result, without gradients, and its errors where it is asked for."""
+
+import threading
+
+import pytest
+import torch
+
+from utils.aside import aside
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_another_thread_computes_it_only_where_torch_has_one(threads):
+    where = aside(threading.get_ident, CPU)()
+    assert (where != threading.get_ident()) == (threads == 1)
+
+
+@pytest.mark.usefixtures("threads")
+def test_it_is_the_same_without_gradients():
+    torch.manual_seed(0)
+    x = torch.randn(50, 50, requires_grad=True)
+    expected = torch.tanh(x @ x)
+    found = aside(lambda: torch.tanh(x @ x), CPU)
+    assert torch.is_grad_enabled()
+    assert torch.equal(found(), expected)
+    assert not found().requires_grad
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_caller_may_enable_gradients_meanwhile():
+    x = torch.ones(2, requires_grad=True)
+    started, go_on = threading.Event(), threading.Event()
+
+    def compute():
+        started.set()
+        go_on.wait(0.2)
+        return (x * 2).requires_grad
+
+    found = aside(compute, CPU)
+    started.wait(1.0)
+    with torch.enable_grad():
+        assert (x * 2).requires_grad
+        go_on.set()
+        assert found() is False
+
+
+def test_an_error_is_raised_where_the_result_is_asked_for():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = aside(lambda: 1 // 0, CPU)
+    torch.set_num_threads(before)
+    with pytest.raises(ZeroDivisionError):
+        result()
+
+
+def test_denormals_are_flushed_there_as_in_a_run():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert aside(lambda: (torch.tensor([1e-38]) * 1e-3).item(), CPU)() == 0
+    torch.set_num_threads(before)
