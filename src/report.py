@@ -29,7 +29,7 @@ Examples
   python src/report.py results
   python src/report.py results/sweeps/lbf --metric=test_return_mean --worst=0 --best=1
   python src/report.py results --best=3m=20 --best=2s3z=20 --worst=0 --metric=test_return_mean
-  python src/report.py mongodb://localhost:27017/sacred --out=/tmp/report
+  python src/report.py mongodb://localhost:27017/sacred --out=report
 
 Runs of one configuration and one environment are seeds of the same; what else differs between them is named. Runs that
 failed, were stopped or still train, seeds that are missing, budgets and tests that differ: all is said on the page.
