@@ -15,7 +15,7 @@ MAPS ?= 3m,2s3z
 RESULTS ?= results
 IMAGE ?= greed-is-good
 
-.PHONY: help setup doctor train sweep dataset test theory check format docs bench greed ablation drill curves image browse \
+.PHONY: help setup doctor train sweep dataset test theory check format docs bench greed ablation report drill curves image browse \
 	browse-local clean
 
 help:  ## list the targets
@@ -83,6 +83,9 @@ greed: setup  ## sweep the greed games: who errs where, and what the gate does (
 
 ablation: setup  ## change one choice of greedy_qmix at a time (ENV=greed_games or smax, SEEDS=10)
 	$(RUN) benchmarks/ablation.py --env $(ENV) --seeds $(SEEDS)
+
+report: setup  ## a page of statistics and pictures of the runs below RESULTS (results)
+	$(RUN) src/report.py $(RESULTS)
 
 drill: setup  ## kill and resume a run 200 times, and compare it with an undisturbed one (about twenty minutes)
 	$(RUN) benchmarks/drill.py kills --count 200 --with t_max=12000 rnn_hidden_dim=16

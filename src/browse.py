@@ -1,6 +1,5 @@
 """Command line: a page of all runs below a folder of results. See --help."""
 
-import argparse
 import base64
 import json
 import math
@@ -10,14 +9,15 @@ import webbrowser
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
+from utils.arguments import Parser
 from utils.errors import UserError
 from utils.plots import PANELS
-from utils.results import find_runs
+from utils.record import find_runs
 
 HELP = """Write a page of the runs below a folder of results: configurations, final metrics, curves and pictures.
 
@@ -126,17 +126,12 @@ class Run:
         return found["commit"] + (" and changes" if found.get("dirty") else "")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}; see --help")
-
-
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit code."""
     if {"-h", "--help"} & set(argv[1:]):
         print(HELP, end="")
         return 0
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("results", nargs="?", default="results", type=Path)
     parser.add_argument("--embed", action="store_true")
     parser.add_argument("--open", action="store_true")

@@ -1,13 +1,13 @@
 """Command line: episodes in files, for learning offline. See --help."""
 
-import argparse
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from doctor import read_config
+from utils.arguments import Parser
 from utils.errors import RunFailure, UserError
 from utils.logging import format_table, get_logger
 from utils.memory import format_bytes
@@ -37,11 +37,6 @@ Examples
 Exit code: 0 done, 1 failed, 2 bad input, 130 interrupted (nothing is left behind).
 """
 UNIFORM = ("epsilon_start=1.0", "epsilon_finish=1.0")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}; see --help")
 
 
 def main(argv: list[str]) -> int:
@@ -86,7 +81,7 @@ def describe(path: str) -> str:
 
 def _read(argv: list[str]) -> tuple[str, dict[str, Any] | None, int]:
     """The file, the configuration of who plays (None: the file is to be described), and how many episodes."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("file", nargs="?")
     for flag in ("--config", "--env-config"):
         parser.add_argument(flag)

@@ -7,7 +7,6 @@ missing, and keeps to the syntax of older Pythons, so that it can say so.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import logging
@@ -31,6 +30,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from utils.arguments import Parser
 from utils.credentials import masked, names_mongo
 from utils.errors import UserError
 
@@ -146,16 +146,11 @@ class ProbeError(Exception):
 # --- command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"command line: {message}; see --help")
-
-
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit code."""
     if argv[1:2] == ["--probe"]:
         return answer(argv[2])
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser()
     for flag in ("--config", "--env-config"):
         parser.add_argument(flag)
     for flag in ("--help", "-h", "--json"):

@@ -1,9 +1,11 @@
 """Command line: python src/main.py --config=ALG --env-config=ENV with key=value env_args.key=value"""
 
+import contextlib
 import os
 import shutil
 import sys
 import warnings
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # OpenMP threads that wait actively stall for as long as anything else uses their core. Read when torch is imported.
@@ -53,6 +55,9 @@ def main(argv: list[str]) -> int:
     sys.path.append(os.getcwd())  # where plug-ins of the user's own lie
     try:
         experiment = SacredExperiment("greed_is_good", save_git_info=shutil.which("git") is not None)
+        for package in ("torch", "jax", "jaxmarl"):  # which load too late for sacred to find them
+            with contextlib.suppress(PackageNotFoundError):
+                experiment.add_package_dependency(package, version(package).partition("+")[0])
         experiment.captured_out_filter = hide  # pyright: ignore[reportAttributeAccessIssue]  sacred declares no type
         resumption = None
         config, mongo_option, rest = read_arguments(experiment, argv[1:])

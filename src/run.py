@@ -20,20 +20,22 @@ from components.pace import Pace
 from components.transforms import OneHot
 from config.schema import extend, freeze
 from controllers import REGISTRY as mac_REGISTRY
+from envs import REGISTRY as env_REGISTRY
 from envs import make_vector_env
-from envs.multiagentenv import EnvCrash
+from envs.multiagentenv import EnvCrash, MultiAgentEnv
 from keeper import Keeper
 from learners import REGISTRY as learner_REGISTRY
 from modules.agents.sharing import assign_groups
 from objectives.gate import MEASURED
 from runners import REGISTRY as runner_REGISTRY
 from runners.game_tables import format_tables
+from runners.spectator import Watched, watch_episode
 from utils import models
 from utils.checkpoints import Checkpoints, Resumption
 from utils.errors import Interrupted, RunFailure, UserError
 from utils.logging import Logger, Progress, format_table
 from utils.memory import format_bytes, is_out_of_memory, keep_freed_memory
-from utils.networks import NonFiniteError
+from utils.networks import NonFiniteError, unroll
 from utils.plots import plot_gate, plot_learning_curve
 from utils.registry import lazy, resolve
 from utils.seeding import random_states, seed_everything, set_random_states
@@ -41,9 +43,12 @@ from utils.signals import StopRequest
 from utils.state import restore, state_of
 from utils.timehelper import time_str
 
-# Imported where they are used, so that only episodes in files need h5py.
+# Imported where they are used, so that only episodes in files need h5py, and only pictures matplotlib.
 load_dataset = lazy("components.dataset:load_dataset")
 new_writer = lazy("components.dataset:DatasetWriter")
+Shot = lazy("pictures.film:Shot")
+check_film = lazy("pictures.film:check")
+save_film = lazy("pictures.film:save")
 
 NONFINITE_IN_ROW = 100  # updates in a row that are too many to leave out
 NONFINITE_SAVED = 3  # batches of left out updates that are kept to be looked at
@@ -96,6 +101,21 @@ def record(config, path: str, episodes: int, log) -> Path:
     logger = Logger(log)
     with _running(args, logger) as runner:
         return Experiment(args, logger, runner, records=True).record(path, episodes)
+
+
+def watch(config, path: Path, episodes: int, fps: float, log) -> list[str]:
+    """Play greedy episodes of a saved model into a film; what cannot be drawn saves a replay of its own.
+
+    Args:
+        config: a validated configuration with a `checkpoint_path`.
+
+    Returns:
+        Lines that say what was written.
+    """
+    args = extend(_prepare({**config, "evaluate": True, "test_nepisode": episodes}, log), unique_token="replay")
+    with _running(args, Logger(log)) as runner:
+        experiment = Experiment(args, Logger(log), runner)
+        return experiment.watch(path, episodes, fps)
 
 
 def _prepare(config, log, times_resumed: int = 0):
@@ -340,12 +360,91 @@ class Experiment:
         print(format_table(rows, f"Evaluation of {self.args.name} on {_env_title(self.args)}"))
         if self.args.save_replay:
             try:
-                saved = self.runner.save_replay()
-                for path in saved if isinstance(saved, list) else [saved]:
-                    print(f"Replay: {path}" if path else "The environment has saved its replay")
+                print("\n".join(self._save_replay()))
             except NotImplementedError as error:
                 raise UserError(f"save_replay=True: {error}; set save_replay=False") from error
+        if self.args.render:
+            path = Path(self.args.local_results_path) / "replays" / f"{self.args.unique_token}.gif"
+            print("\n".join(self.watch(path)))
         return summary
+
+    def _save_replay(self) -> list[str]:
+        """Let the environments save what they played; returns a line for each replay.
+
+        Raises:
+            NotImplementedError: they cannot.
+        """
+        saved = self.runner.save_replay()
+        return [
+            f"Replay: {path}" if path else "The environment has saved its replay"
+            for path in (saved if isinstance(saved, list) else [saved])
+        ]
+
+    def watch(self, path: Path, episodes: int = 1, fps: float = 4.0) -> list[str]:
+        """Film greedy episodes; returns lines that say what was played and written.
+
+        Raises:
+            UserError: the environment has neither `scene` nor `save_replay`.
+        """
+        args = self.args
+        check_film(path)
+        # Battles that were not trained on, as in tests.
+        seed = None if args.env_args["seed"] is None else args.env_args["seed"] + args.batch_size_run
+        env = resolve("env", args.env, env_REGISTRY)(**{**args.env_args, "seed": seed})
+        shots, lines = [], []
+        try:
+            if getattr(type(env), "scene", MultiAgentEnv.scene) is MultiAgentEnv.scene:  # known before a game starts
+                return self._replay_instead()
+            for number in range(1, episodes + 1):
+                watched = watch_episode(env, self.mac, self._empty_episode)
+                shots += self._shots(watched, f"{args.name} on {_env_title(args)}, episode {number}")
+                lines.append(f"Episode {number}: {_outcome(watched)}")
+        except NotImplementedError:
+            return self._replay_instead()
+        finally:
+            env.close()
+        try:
+            save_film(path, shots, fps)
+        except OSError as error:
+            raise RunFailure(f"{path} cannot be written: {error}") from error
+        return [*lines, f"Film: {path} ({len(shots)} frames, {format_bytes(path.stat().st_size)})"]
+
+    def _replay_instead(self) -> list[str]:
+        """Let environments that cannot be drawn save replays of tests."""
+        try:
+            self._test()
+            return self._save_replay()
+        except (NotImplementedError, AttributeError) as error:  # one written for PyMARL may lack the method
+            raise UserError(
+                f"env={self.args.env}: cannot be drawn and saves no replays ({error}); give it a method scene() that "
+                "returns what there is to see (envs/scene.py)"
+            ) from error
+
+    def _empty_episode(self) -> EpisodeBatch:
+        steps = self.args.episode_limit + 1
+        return EpisodeBatch(self.scheme, self.groups, 1, steps, preprocess=self.preprocess, device=self.args.device)
+
+    def _shots(self, watched: Watched, title: str) -> list[Any]:
+        """An episode with what the agents' networks say at each step."""
+        batch, learner = watched.batch, self.learner
+        if hasattr(learner, "head_values"):
+            values = learner.head_values(batch)
+        else:
+            name = "probability" if self.args.agent_output_type == "pi_logits" else "value"
+            with torch.no_grad():
+                values = {name: unroll(self.mac, batch, test_mode=True)}
+        weights = learner.agent_weights(batch)[0].cpu().numpy() if hasattr(learner, "agent_weights") else None
+        said = {name: value[0].cpu().numpy() for name, value in values.items()}
+        actions, avail = batch["actions"][0, ..., 0].cpu().numpy(), batch["avail_actions"][0].cpu().numpy()
+        shots, total = [], 0.0
+        for t, reward in enumerate(watched.rewards):
+            total += reward
+            heading = f"{title}, step {t + 1}: reward {reward:.2f}, so far {total:.2f}"
+            now = {name: value[t] for name, value in said.items()}
+            shots.append(
+                Shot(watched.scenes[t], heading, actions[t], avail[t], now, None if weights is None else weights[t])
+            )
+        return [*shots, Shot(watched.scenes[-1], f"{title}: {_outcome(watched)}")]
 
     def record(self, path: str, episodes: int) -> Path:
         """Play exactly `episodes` episodes into the file `path`."""
@@ -627,6 +726,14 @@ def _new_folder(args) -> Path:
             (results / "checkpoints" / name).mkdir(parents=True)
             return results / "checkpoints" / name
     raise UserError(f"local_results_path={args.local_results_path!r}: no free name like {token} in checkpoints")
+
+
+def _outcome(watched: Watched) -> str:
+    """How an episode ended, in words."""
+    words = [f"{len(watched.rewards)} steps", f"return {sum(watched.rewards):.2f}"]
+    if "battle_won" in watched.info:
+        words.append("won" if watched.info["battle_won"] else "not won")
+    return ", ".join(words) + (" (time is up)" if watched.info.get("episode_limit") else "")
 
 
 def _env_title(args) -> str:

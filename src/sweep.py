@@ -22,9 +22,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from doctor import read_config
+from utils.arguments import Parser
 from utils.attempts import CONTROL_C, SHOWN, TRY_AGAIN, Order, checksum_of_source, finished, newest_step
 from utils.cluster import Cluster
 from utils.differences import differences
@@ -139,11 +140,6 @@ class Engine(Protocol):
 # --- command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}; see --help")
-
-
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit code."""
     sys.path.append(os.getcwd())  # where plug-ins of the user's own lie
@@ -184,7 +180,7 @@ def read_plan(argv: list[str]) -> Plan:
     Raises:
         UserError: anything is wrong with it.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser()
     for flag in ("--configs", "--env-configs", "--maps", "--name", "--results", "--address"):
         parser.add_argument(flag)
     parser.add_argument("--seeds", default="0")

@@ -1,13 +1,12 @@
 """Command line: runs from their folders into MongoDB. See --help."""
 
-import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from utils.arguments import Parser
 from utils.errors import UserError
 from utils.mongo import FAILURES, Copy, Word, errors, locate, reason
-from utils.results import find_runs
+from utils.record import find_runs
 
 HELP = """Bring runs from their folders into MongoDB, where Omniboard and others read them.
 
@@ -26,17 +25,12 @@ Exit code: 0 done, 1 MongoDB does not answer or a folder cannot be read, 2 bad i
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}; see --help")
-
-
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit code."""
     if {"-h", "--help"} & set(argv[1:]):
         print(HELP, end="")
         return 0
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("results", nargs="*", default=["results"])
     parser.add_argument("--mongo")
     try:

@@ -87,13 +87,14 @@ def test_an_old_python_is_refused_and_can_still_read_the_program():
     assert found.mark == PROBLEM
     assert "3.10.12" in found.text
     assert "Python 3.11" in found.remedy
-    for file in (PROGRAM, PROGRAM.parent / "utils/credentials.py", PROGRAM.parent / "utils/errors.py"):
+    utils = ("arguments", "credentials", "errors")
+    for file in (PROGRAM, *(PROGRAM.parent / f"utils/{name}.py" for name in utils)):
         tree = ast.parse(file.read_text(), feature_version=(3, 9))
         at_once = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {alias.name for node in at_once if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module for node in at_once if isinstance(node, ast.ImportFrom)}
         others = {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names}
-        assert others <= {"utils.credentials", "utils.errors"}
+        assert others <= {f"utils.{name}" for name in utils}
 
 
 def test_the_cores_of_a_container(tmp_path):

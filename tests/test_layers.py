@@ -29,6 +29,7 @@ LAYERS = {
         "learners",
         "modules",
         "objectives",
+        "pictures",
         "runners",
         "utils",
     },
@@ -38,6 +39,10 @@ LAYERS = {
     "sync_runs": {"utils"},
     "browse": {"utils"},
     "sweep": {"doctor", "utils"},
+    "pictures": {"envs", "utils"},
+    "replay": {"config", "run", "utils"},
+    "reporting": {"utils"},
+    "report": {"reporting", "utils"},
 }
 PLUGIN = re.compile(r"(\w+)(\.\w+)*:\w+")  # how registries name a class that is imported only when it is asked for
 

@@ -93,6 +93,7 @@ class Run(Section):
     max_hours: Positive | None
     evaluate: bool
     save_replay: bool
+    render: bool
     save_dataset: str
     offline: bool
     dataset: str
@@ -1017,6 +1018,11 @@ class Args:
     def as_dict(self) -> dict[str, Any]:
         """A plain nested dict, independent of this object."""
         return {key: value.as_dict() if isinstance(value, Args) else _plain(value) for key, value in vars(self).items()}
+
+
+def defaults() -> dict[str, Any]:
+    """The values of default.yaml: the top level, without blocks."""
+    return yaml.safe_load((FOLDER / "default.yaml").read_text())
 
 
 def freeze(config: Mapping[str, Any]) -> Args:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from envs.scene import Payoffs
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from utils.errors import UserError
 
@@ -328,6 +329,16 @@ class GreedGameVectorEnv(VectorEnv):
             info=info,
             individual_reward=shares if self.individual_reward else None,
         )
+
+    def scene(self) -> Payoffs:
+        names = tuple(f"{action + 1}" for action in range(self.n_actions))
+        if self._choosing[0]:
+            table = np.full((self.n_actions,) * self.n_agents, np.nan)
+            table[TAKE_SAFE] = self.game.safe
+            return Payoffs(table, names, "agent 1 takes what is safe (1), or enters (2)")
+        table = self._payoffs[self._hidden[0]].cpu().numpy().reshape((self.n_actions,) * self.n_agents)
+        hidden = f", hidden variable {int(self._hidden[0]) + 1}" if self._n_hidden > 1 else ""
+        return Payoffs(table, names, f"{self.game.name}: what the team gets{hidden}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"choosing": self._choosing, "hidden": self._hidden, "random": self._generator.get_state()}

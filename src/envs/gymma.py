@@ -38,6 +38,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 
 from envs.multiagentenv import MultiAgentEnv
+from envs.scene import Field, Image, Piece, Scene
 from utils.errors import UserError
 
 PETTINGZOO = "pettingzoo:"
@@ -144,6 +145,16 @@ class GymmaEnv(MultiAgentEnv):
             raise UserError(f"env_args.key={self.key!r}: drawing needs a mode, as env_args.kwargs.render_mode=human")
         return self._game.env.render()
 
+    def scene(self) -> Scene:
+        """Level-based foraging's field; of others the picture that they draw themselves."""
+        game = self._game.env.unwrapped
+        if all(hasattr(game, name) for name in ("field", "players", "field_size")):
+            return _foraging_scene(game)
+        if getattr(game, "render_mode", None) != "rgb_array":
+            raise UserError(f"env_args.key={self.key!r}: a picture needs env_args.kwargs.render_mode=rgb_array")
+        names = tuple(f"{action}" for action in range(self.get_total_actions()))
+        return Image(np.asarray(game.render(), dtype=np.uint8)[..., :3], names)
+
     def close(self) -> None:
         if not self._closed:
             self._game.env.close()
@@ -236,6 +247,21 @@ class _ParallelGame:
             (observations[name], infos.get(name, {}).get("action_mask")) if name in present else (None, None)
             for name in self.names
         ]
+
+
+def _foraging_scene(game: Any) -> Field:
+    rows, columns = game.field_size
+    agents = [
+        Piece("agent", player.position[1], player.position[0], f"{i + 1}\nlevel {player.level}")
+        for i, player in enumerate(game.players)
+    ]
+    food = [
+        Piece("prey", int(column), int(row), f"food\n{game.field[row, column]}")
+        for row, column in np.argwhere(game.field)
+    ]
+    moves = {1: (0, -1), 2: (0, 1), 3: (-1, 0), 4: (1, 0)}
+    actions = ("none", "north", "south", "west", "east", "load")
+    return Field(columns, rows, tuple(agents), tuple(food), actions, moves, is_grid=True)
 
 
 def _end(terminated, truncated) -> tuple[bool, bool]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from envs.scene import Payoffs
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from utils.errors import UserError
 
@@ -140,6 +141,11 @@ class MatrixGameVectorEnv(VectorEnv):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._where, self._elapsed = state["where"], state["elapsed"]
+
+    def scene(self) -> Payoffs:
+        state = self._game.states[int(self._where[0])]
+        names = tuple(f"{action + 1}" for action in range(self.n_actions))
+        return Payoffs(state.payoff.numpy(), names, f"state {state.name}: what the team gets")
 
     def game_states(self) -> list[GameState]:
         """The states of the game, the first one first; payoffs on the CPU."""

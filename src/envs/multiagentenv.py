@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from envs.scene import Scene
+
 RESTART_SEED = 10_000  # the seed of an environment grows by this when it is made anew, so that no episode comes twice
 
 
@@ -69,6 +71,10 @@ class MultiAgentEnv(ABC):
 
     def render(self):
         raise NotImplementedError(f"{type(self).__name__} cannot be rendered")
+
+    def scene(self) -> Scene:
+        """What there is to see, as the last step left it."""
+        raise NotImplementedError(f"{type(self).__name__} has no scene()")
 
     def close(self) -> None:
         """Free what the environment holds. May be called twice."""

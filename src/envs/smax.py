@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from envs.scene import Field, Piece
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from utils.errors import UserError
 
@@ -41,6 +42,7 @@ def _import_jaxmarl():
 
 
 _smax, _smax_env = _import_jaxmarl()
+MOVEMENTS = 5  # actions before the attacks: four ways, and stop
 UNIT_FEATURES = 10  # of a unit in the state: health, x, y, weapon cooldown, one-hot of six unit types
 
 
@@ -197,11 +199,12 @@ class SmaxVectorEnv(VectorEnv):
         self._on_gpu = self.device.type == "cuda" and jax.default_backend() == "gpu"
         self._keys = jax.vmap(jax.random.PRNGKey)(jnp.arange(seed, seed + n_envs))
         self._env_state = None
+        self._seen: _View  # as the last step left it
 
     def reset(self) -> Observation:
         self._keys, reset_keys = jnp.moveaxis(jax.vmap(jax.random.split)(self._keys), 1, 0)
-        self._env_state, view = self._battle.reset(reset_keys)
-        return self._observation(view)
+        self._env_state, self._seen = self._battle.reset(reset_keys)
+        return self._observation(self._seen)
 
     def step(self, actions: torch.Tensor) -> VectorStep:
         if self._env_state is None:
@@ -210,6 +213,7 @@ class SmaxVectorEnv(VectorEnv):
         self._keys, self._env_state, outcome, final, following = self._battle.step(
             self._keys, self._env_state, joint_action
         )
+        self._seen = final
         done_info = {
             "battle_won": outcome.won,
             "dead_allies": outcome.dead_allies,
@@ -223,6 +227,29 @@ class SmaxVectorEnv(VectorEnv):
             next=self._observation(following),
             final=self._observation(final),
             info={key: self._tensor(value).float() for key, value in done_info.items()},
+        )
+
+    def scene(self) -> Field:
+        env = self._battle.env
+        n_units = env.num_allies + env.num_enemies
+        units = np.asarray(self._seen.state[0])[: n_units * UNIT_FEATURES].reshape(n_units, UNIT_FEATURES)
+        scale = (env.map_width, env.map_height) if self._battle.scale_state else (1, 1)
+        pieces: list[Piece | None] = []
+        for number, (health, x, y, _, *types) in enumerate(units.tolist()):
+            kind, type_number = "agent" if number < env.num_allies else "enemy", int(np.argmax(types))
+            of_side = number if kind == "agent" else number - env.num_allies
+            label = f"{env.unit_type_shorthands[type_number]}{of_side + 1}"
+            size = float(env.unit_type_radiuses[type_number])
+            whole = Piece(kind, x * scale[0], y * scale[1], label, size, health)
+            pieces.append(whole if health > 0 else None)
+        return Field(
+            env.map_width,
+            env.map_height,
+            agents=tuple(pieces[: env.num_allies]),
+            others=tuple(pieces[env.num_allies :]),
+            actions=("north", "east", "south", "west", "stop", *(f"enemy {k + 1}" for k in range(env.num_enemies))),
+            moves={0: (0, 1), 1: (1, 0), 2: (0, -1), 3: (-1, 0)},
+            targets={MOVEMENTS + k: k for k in range(env.num_enemies)},
         )
 
     def state_dict(self) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from envs.scene import Field, Piece
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from utils.errors import UserError
 
@@ -91,6 +92,7 @@ class StagHuntVectorEnv(VectorEnv):
         width = size + 2 * border
         cells = torch.arange(width**2, device=device).view(width, width)
         self._field = cells[border:-border, border:-border].flatten()  # (size^2,) the cells that are no border
+        self._size, self._width, self._margin = size, width, border
         self._border = torch.ones(width**2, dtype=torch.bool, device=device)  # (C,)
         self._border[self._field] = False
         self._way = torch.tensor([1, width, -1, -width, 0, 0], device=device)  # (A,) from a cell to the next
@@ -108,6 +110,7 @@ class StagHuntVectorEnv(VectorEnv):
         self._agents, self._stags = self._place()  # (E, N), (E, M) cells
         self._steps = torch.zeros(self.n_envs, dtype=torch.int64, device=self.device)
         self._lone_catches = torch.zeros(self.n_envs, device=self.device)
+        self._shown = self._agents, self._stags
         return self._observe()
 
     def step(self, actions: torch.Tensor) -> VectorStep:
@@ -129,6 +132,7 @@ class StagHuntVectorEnv(VectorEnv):
             "episode_limit": truncated.float(),
         }
         final = following = self._observe()
+        self._shown = self._agents, self._stags
         ended = terminated | truncated
         if ended.any():
             agents, stags = self._place()
@@ -138,6 +142,22 @@ class StagHuntVectorEnv(VectorEnv):
             self._lone_catches = self._lone_catches.masked_fill(ended, 0.0)
             following = self._observe()
         return VectorStep(reward, terminated, truncated, following, final, info)
+
+    def scene(self) -> Field:
+        def place(cell: int, kind: str, label: str) -> Piece | None:
+            row, column = divmod(cell, self._width)
+            return None if cell == GONE else Piece(kind, column - self._margin, row - self._margin, label)
+
+        agents, stags = (cells[0].tolist() for cells in self._shown)
+        return Field(
+            self._size,
+            self._size,
+            agents=tuple(place(cell, "agent", f"{i + 1}") for i, cell in enumerate(agents)),
+            others=tuple(place(cell, "prey", "") for cell in stags),
+            actions=("right", "down", "left", "up", "stay", "catch"),
+            moves={RIGHT: (1, 0), DOWN: (0, 1), LEFT: (-1, 0), UP: (0, -1)},
+            is_grid=True,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -12,6 +12,7 @@ import torch
 
 from envs.multiagentenv import MultiAgentEnv
 from envs.replies import CheckedEnv
+from envs.scene import Scene
 
 
 @dataclass
@@ -77,6 +78,10 @@ class VectorEnv(ABC):
 
     def save_replay(self):
         raise NotImplementedError(f"{type(self).__name__} cannot save replays")
+
+    def scene(self) -> Scene:
+        """What there is to see of the first environment, as the last step left it, even if another has begun since."""
+        raise NotImplementedError(f"{type(self).__name__} has no scene()")
 
     def state_dict(self) -> dict[str, Any] | None:
         """Where every environment is and what its random numbers are, as plain data; None if that cannot be saved."""
@@ -242,6 +247,9 @@ class SingleEnv(MultiAgentEnv):
 
     def save_replay(self):
         return self.vector_env.save_replay()
+
+    def scene(self) -> Scene:
+        return self.vector_env.scene()
 
     def close(self) -> None:
         self.vector_env.close()

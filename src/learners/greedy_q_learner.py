@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from learners.greedy_terms import HEADS, STATISTICS, GreedyTerms, read_blocks
 from learners.heads import Heads
 from learners.q_learner import Objective, QLearner, Transitions
-from modules.mixers import InStates
+from modules.mixers import InStates, counterfactual_q_tot
 from objectives import conservative, gate, munchausen, shared_experience
 from objectives.td import discounted_returns, one_step_targets, td_loss
 from utils.aside import aside
@@ -110,6 +110,20 @@ class GreedyQLearner(GreedyTerms, QLearner):
         with torch.no_grad():
             _, q = self._unroll_heads(self.mac, batch)
             return q, self.mixer(q.gather(3, batch["actions"]).squeeze(3), batch["state"])
+
+    def head_values(self, batch) -> dict[str, torch.Tensor]:
+        """What each head says of every agent's actions, (B, T+1, N, A): Q_i, and Q_tot if the others act greedily."""
+        with torch.no_grad():
+            q_i, q_c = self._unroll_heads(self.mac, batch)
+            best = conservative.sup_value(q_c, Transitions.of(batch).avail, "max")
+            return dict(zip(HEADS, (q_i, counterfactual_q_tot(self.mixer, best, q_c, batch["state"])), strict=True))
+
+    def agent_weights(self, batch) -> torch.Tensor:
+        """As of all greedy learners; of agents that choose by a switch of their own, the switch's probability."""
+        if self.cfg.heads.act != "agent":
+            return super().agent_weights(batch)
+        with torch.no_grad():
+            return torch.sigmoid(self.mac.unroll_imitation(batch).squeeze(-1))
 
     def certify(self, head: int, batch) -> None:
         """Compare a head's values at the start of episodes with what its greedy play earned in them (`rollout`).

@@ -137,6 +137,10 @@ class GreedyTerms:
         known = self.excess_known.min() > 0  # until both heads have been measured the gaps stand in
         return torch.where(known, measured, self.gap_ema), torch.where(known, measured, gaps)
 
+    def agent_weights(self, batch) -> torch.Tensor:
+        """The gate's weight of the independent head, the same for each agent at every step: (B, T+1, N)."""
+        return self.weights[0].expand(batch["actions"].shape[:3])
+
     def _trust_stats(self) -> dict[str, torch.Tensor]:
         """Gaps, weights and multipliers of the heads, for the record."""
         stats = {}

@@ -208,7 +208,7 @@ def find(resume: str, config: dict) -> Resumption | None:
             (
                 run
                 for folder in folders
-                if (run := _open(folder)) and not differences(run.description["config"], config)
+                if (run := open_run(folder)) and not differences(run.description["config"], config)
             ),
             None,
         )
@@ -218,7 +218,7 @@ def find(resume: str, config: dict) -> Resumption | None:
             near = sorted(p.name for p in home.iterdir()) if home.is_dir() else []
             hint = f"; {home} holds {', '.join(near[-5:])}" if near else ""
             raise UserError(f"resume={resume!r}: no such run{hint}")
-        found = _open(folder)
+        found = open_run(folder)
         if found is None:
             raise UserError(
                 f"resume={resume!r}: {folder} holds no readable checkpoint; start the run anew without resume"
@@ -232,7 +232,8 @@ def find(resume: str, config: dict) -> Resumption | None:
     return found
 
 
-def _open(folder: Path) -> Resumption | None:
+def open_run(folder: Path) -> Resumption | None:
+    """The run whose checkpoints lie, or have lain, in this folder; None if nothing there can be read."""
     try:
         finished = _unseal((folder / FINISHED).read_bytes())
         return Resumption(folder, finished, finished["result"])

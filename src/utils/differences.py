@@ -5,7 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # What may differ where a run goes on.
-FREE = ("resume", "checkpoint_interval", "keep_checkpoints", "max_hours", "local_results_path", "on_nonfinite")
+FREE = (
+    "resume",
+    "checkpoint_interval",
+    "keep_checkpoints",
+    "max_hours",
+    "local_results_path",
+    "on_nonfinite",
+    "render",
+)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = FREE) -> list[str]:

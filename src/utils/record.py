@@ -13,6 +13,7 @@ from sacred.observers import FileStorageObserver
 from sacred.serializer import flatten
 
 from utils.credentials import hide
+from utils.errors import UserError
 
 
 class RunFolder(FileStorageObserver):
@@ -127,3 +128,17 @@ class RunFolder(FileStorageObserver):
 def identity(record: dict[str, Any]) -> str:
     """What a run is known by: its uid; without one, when and where it started."""
     return record.get("uid") or f"{record['start_time']} {record['host'].get('hostname', '')}"
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The folders of runs at or below a folder of results, the first run first.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / "run.json").exists():
+        return [path]
+    for pattern in ("*/run.json", "sacred/*/run.json", "**/sacred/*/run.json"):
+        if found := [file.parent for file in path.glob(pattern)]:
+            return sorted(found, key=lambda run: (run.parent, run.name.zfill(12)))
+    raise UserError(f"{path}: holds no runs; give a folder of results (results), or of one run (results/sacred/1)")
