@@ -2,11 +2,13 @@
 
   python benchmarks/learner_step.py
   python benchmarks/learner_step.py --configs qmix greedy_qmix --peer pymarl=../pymarl --peer epymarl=../epymarl
+  python benchmarks/learner_step.py --configs qmix --busy 1 --name learner_step_busy
 
 A peer is a checkout of PyMARL or of EPyMARL, whose QMIX is measured on the same episodes. Each code base runs in a
 process of its own; they take turns, so that all see the same machine, and what counts are ratios. Episodes are full, or
 have realistic lengths: 60 steps times a draw of beta(2, 3), 40% on average, cut after the longest of the batch, as all
-of them do. Writes learner_step.json to results/published.
+of them do. With --busy other processes compute all the time, as on a shared machine. Writes NAME.json to
+results/published.
 """
 
 import argparse
@@ -32,6 +34,7 @@ SAME = {"agent": "rnn", "rnn_hidden_dim": 64, "batch_size": EPISODES, "use_cuda"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="learner_step", help="of the file in results/published")
     parser.add_argument("--configs", nargs="+", default=None, help="algorithms; all by default")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--lengths", nargs="+", choices=["full", "realistic"], default=["full", "realistic"])
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=5, help="in a round")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--busy", type=int, default=0, help="other processes that compute meanwhile")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -48,13 +52,16 @@ def main() -> None:
     configs = args.configs or sorted(path.stem for path in (ROOT / "src/config/algs").glob("*.yaml"))
     peers = dict(peer.split("=", 1) for peer in args.peer)
     table = {}
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.busy)]
     for shape in args.shapes:
         for lengths in args.lengths:
             table[f"{shape}, {lengths}"] = measure(args, shape, lengths, configs, peers)
             print(as_text(f"{shape}, {lengths}", table[f"{shape}, {lengths}"], list(peers)), flush=True)
+    for other in others:
+        other.kill()
     report = {"settings": vars(args), "machine": machine(), "table": table}
     PUBLISHED.mkdir(parents=True, exist_ok=True)
-    (PUBLISHED / "learner_step.json").write_text(json.dumps(report, indent=1) + "\n")
+    (PUBLISHED / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
 def measure(args, shape: str, lengths: str, configs: list[str], peers: dict[str, str]) -> dict:
