@@ -1,15 +1,14 @@
 """What needs no gradient, computed on a core that the update leaves idle."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
-
-# Denormals are flushed as `run` has it, thread by thread.
-_POOL = ThreadPoolExecutor(1, thread_name_prefix="aside", initializer=torch.set_flush_denormal, initargs=(True,))
 
 
 def aside(compute: Callable[[], T], device: torch.device) -> Callable[[], T]:
@@ -20,6 +19,12 @@ def aside(compute: Callable[[], T], device: torch.device) -> Callable[[], T]:
     """
     compute = torch.no_grad()(compute)
     if device.type == "cpu" and torch.get_num_threads() == 1:
-        return _POOL.submit(compute).result
+        return _pool(os.getpid()).submit(compute).result
     result = compute()
     return lambda: result
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """The thread of this process: a fork has none of its parent's. Denormals are flushed there as `run` has it."""
+    return ThreadPoolExecutor(1, f"aside_{process}", initializer=torch.set_flush_denormal, initargs=(True,))

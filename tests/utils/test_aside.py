@@ -1,5 +1,7 @@
 """What is computed beside the update: the same result, without gradients, and its errors where it is asked for."""
 
+import os
+import signal
 import threading
 
 import pytest
@@ -66,3 +68,15 @@ def test_denormals_are_flushed_there_as_in_a_run():
     torch.set_num_threads(1)
     assert aside(lambda: (torch.tensor([1e-38]) * 1e-3).item(), CPU)() == 0
     torch.set_num_threads(before)
+
+
+def test_a_fork_has_a_thread_of_its_own():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert aside(lambda: 1, CPU)() == 1
+    child = os.fork()
+    if not child:
+        signal.alarm(30)  # where it would wait for ever
+        os._exit(aside(lambda: 7, CPU)())
+    torch.set_num_threads(before)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
