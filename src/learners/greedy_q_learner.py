@@ -59,10 +59,9 @@ class GreedyQLearner(GreedyTerms, QLearner):
 
     def objective(self, batch) -> Objective:
         """Sum over heads of TD loss and conservative penalty, weighed by the gate (docs/method.md, section 8)."""
-        device = batch["filled"].device
-        of_target = aside(lambda: self._unroll_heads(self.target_mac, batch), device)
+        of_target = aside(lambda: self._unroll_heads(self.target_mac, batch), batch["actions"])
         step = self._transitions(batch)
-        of_slow = aside(lambda: self._slow_heads(batch, step), device)
+        of_slow = aside(lambda: self._slow_heads(batch, step), batch["actions"])
         q_i, q_c = self._unroll_heads(self.mac, batch)  # (B, T+1, N, A) each
         target_q = of_target()
         beta, behaviour_stats = self._behaviour_policy(batch, step)

@@ -169,7 +169,7 @@ class QLearner(Learner):
 
     def objective(self, batch) -> Objective:
         """TD loss of the mixed values (VDN, QMIX), or of each agent's own values (IQL)."""
-        of_target = aside(lambda: self._unroll(self.target_mac, batch), batch["filled"].device)
+        of_target = aside(lambda: self._unroll(self.target_mac, batch), batch["actions"])
         step = self._transitions(batch)
         q = self._unroll(self.mac, batch)  # (B, T+1, N, A)
         with torch.no_grad():

@@ -10,15 +10,20 @@ import torch
 
 T = TypeVar("T")
 
+LEAST_ROWS = 2000
 
-def aside(compute: Callable[[], T], device: torch.device) -> Callable[[], T]:
+
+def aside(compute: Callable[[], T], rows: torch.Tensor) -> Callable[[], T]:
     """Begin to compute without gradients beside what the caller does next; returns what waits for the result.
 
     That is for a CPU on which torch has one thread, as it has for networks of usual size (`torch_threads`): torch's
     operations release Python's lock, so two threads of Python's use two cores. Elsewhere it is computed at once.
+
+    Args:
+        rows: what has an entry for each input of the networks. Of few inputs the threads would wait for Python alone.
     """
     compute = torch.no_grad()(compute)
-    if device.type == "cpu" and torch.get_num_threads() == 1:
+    if rows.device.type == "cpu" and torch.get_num_threads() == 1 and rows.numel() >= LEAST_ROWS:
         return _pool(os.getpid()).submit(compute).result
     result = compute()
     return lambda: result

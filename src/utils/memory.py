@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of <malloc.h>
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # names of <malloc.h>
 
 
 def available_bytes(device) -> int:
@@ -33,6 +33,7 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         for name in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
             libc.mallopt(name, 2**30)
+        libc.mallopt(M_ARENA_MAX, 1)  # memory of other threads is kept, too
 
 
 def format_bytes(count: float) -> str:

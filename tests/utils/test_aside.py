@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 
-from utils.aside import aside
+from utils.aside import LEAST_ROWS, aside
 
-CPU = torch.device("cpu")
+ROWS = torch.zeros(LEAST_ROWS)
 
 
 @pytest.fixture(params=[1, 2])
@@ -21,8 +21,12 @@ def threads(request):
 
 
 def test_another_thread_computes_it_only_where_torch_has_one(threads):
-    where = aside(threading.get_ident, CPU)()
+    where = aside(threading.get_ident, ROWS)()
     assert (where != threading.get_ident()) == (threads == 1)
+
+
+def test_little_is_computed_at_once(threads):
+    assert aside(threading.get_ident, ROWS[1:])() == threading.get_ident(), threads
 
 
 @pytest.mark.usefixtures("threads")
@@ -30,7 +34,7 @@ def test_it_is_the_same_without_gradients():
     torch.manual_seed(0)
     x = torch.randn(50, 50, requires_grad=True)
     expected = torch.tanh(x @ x)
-    found = aside(lambda: torch.tanh(x @ x), CPU)
+    found = aside(lambda: torch.tanh(x @ x), ROWS)
     assert torch.is_grad_enabled()
     assert torch.equal(found(), expected)
     assert not found().requires_grad
@@ -46,7 +50,7 @@ def test_the_caller_may_enable_gradients_meanwhile():
         go_on.wait(0.2)
         return (x * 2).requires_grad
 
-    found = aside(compute, CPU)
+    found = aside(compute, ROWS)
     started.wait(1.0)
     with torch.enable_grad():
         assert (x * 2).requires_grad
@@ -57,7 +61,7 @@ def test_the_caller_may_enable_gradients_meanwhile():
 def test_an_error_is_raised_where_the_result_is_asked_for():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    result = aside(lambda: 1 // 0, CPU)
+    result = aside(lambda: 1 // 0, ROWS)
     torch.set_num_threads(before)
     with pytest.raises(ZeroDivisionError):
         result()
@@ -66,17 +70,17 @@ def test_an_error_is_raised_where_the_result_is_asked_for():
 def test_denormals_are_flushed_there_as_in_a_run():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert aside(lambda: (torch.tensor([1e-38]) * 1e-3).item(), CPU)() == 0
+    assert aside(lambda: (torch.tensor([1e-38]) * 1e-3).item(), ROWS)() == 0
     torch.set_num_threads(before)
 
 
 def test_a_fork_has_a_thread_of_its_own():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert aside(lambda: 1, CPU)() == 1
+    assert aside(lambda: 1, ROWS)() == 1
     child = os.fork()
     if not child:
         signal.alarm(30)  # where it would wait for ever
-        os._exit(aside(lambda: 7, CPU)())
+        os._exit(aside(lambda: 7, ROWS)())
     torch.set_num_threads(before)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
