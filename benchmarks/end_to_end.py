@@ -72,7 +72,7 @@ def main() -> None:
                 print(f"{task} {name}: {rounds[name][-1]}", flush=True)
         table[task] = {"what": what, "rounds": rounds}
         print(as_text(task, what, rounds), flush=True)
-    report = {"settings": vars(args), "machine": machine(), "table": table}
+    report = {"settings": vars(args) | {"peer": list(peers)}, "machine": machine(), "table": table}
     PUBLISHED.mkdir(parents=True, exist_ok=True)
     (PUBLISHED / "end_to_end.json").write_text(json.dumps(report, indent=1) + "\n")
 

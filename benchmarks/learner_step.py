@@ -59,7 +59,7 @@ def main() -> None:
             print(as_text(f"{shape}, {lengths}", table[f"{shape}, {lengths}"], list(peers)), flush=True)
     for other in others:
         other.kill()
-    report = {"settings": vars(args), "machine": machine(), "table": table}
+    report = {"settings": vars(args) | {"peer": list(peers)}, "machine": machine(), "table": table}
     PUBLISHED.mkdir(parents=True, exist_ok=True)
     (PUBLISHED / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
 
