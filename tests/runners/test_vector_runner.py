@@ -16,6 +16,7 @@ from helpers import (
     random_batch,
     script,
     sharpen,
+    step_by_step,
 )
 
 from controllers.basic_controller import BasicMAC
@@ -185,7 +186,7 @@ def test_stale_memory_would_be_noticed():
     episodes = list(collect(runner, 30).values())
     for before, batch in pairwise(episodes):
         fresh = masked_greedy(runner.mac.unroll(batch), batch)
-        runner.mac.unroll(before)
+        step_by_step(runner.mac, before)
         stale = torch.stack([runner.mac.forward(batch, t) for t in range(batch.max_seq_length)], dim=1)
         changed += (masked_greedy(stale, batch) != fresh)[batch["filled"].expand_as(fresh) == 1].any().item()
     assert changed > len(episodes) / 4

@@ -1,7 +1,8 @@
 """What is computed beside the update: the same result, without gradients, and its errors where it is asked for."""
 
 import os
-import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -74,13 +75,21 @@ def test_denormals_are_flushed_there_as_in_a_run():
     torch.set_num_threads(before)
 
 
+FORKS = """
+import os, signal, torch
+from utils.aside import LEAST_ROWS, aside
+
+torch.set_num_threads(1)
+rows = torch.zeros(LEAST_ROWS)
+assert aside(lambda: 1, rows)() == 1
+child = os.fork()
+if not child:
+    signal.alarm(30)  # where it would wait for ever
+    os._exit(aside(lambda: 7, rows)())
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+
+
 def test_a_fork_has_a_thread_of_its_own():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    assert aside(lambda: 1, ROWS)() == 1
-    child = os.fork()
-    if not child:
-        signal.alarm(30)  # where it would wait for ever
-        os._exit(aside(lambda: 7, ROWS)())
-    torch.set_num_threads(before)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    path = os.pathsep.join(sys.path)
+    subprocess.run([sys.executable, "-c", FORKS], env={**os.environ, "PYTHONPATH": path}, check=True)
