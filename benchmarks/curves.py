@@ -109,6 +109,10 @@ def mean_curve(curves: list) -> np.ndarray:
     return np.mean([curve[:shortest] for curve in curves], axis=0).T if shortest else np.zeros((2, 0))
 
 
+def thousands(curve: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return curve[0] / 1000, curve[1]
+
+
 def draw_tasks(table: dict, path: Path) -> None:
     """A picture for each task: each configuration's mean, and each run in a thin line."""
     import matplotlib
@@ -121,9 +125,9 @@ def draw_tasks(table: dict, path: Path) -> None:
     for axis, task in zip(axes.flat, tasks, strict=True):
         for n, (config, row) in enumerate(table.items()):
             for curve in row[task]["curves"]:
-                axis.plot(*np.array(curve).T, color=f"C{n}", linewidth=0.6, alpha=0.5)
-            axis.plot(*mean_curve(row[task]["curves"]), color=f"C{n}", linewidth=2, label=config)
-        axis.set(title=task, xlabel="environment steps", ylabel=TASKS[task][2])
+                axis.plot(*thousands(np.array(curve).T), color=f"C{n}", linewidth=0.6, alpha=0.5)
+            axis.plot(*thousands(mean_curve(row[task]["curves"])), color=f"C{n}", linewidth=2, label=config)
+        axis.set(title=task, xlabel="thousand environment steps", ylabel=TASKS[task][2])
         axis.grid(alpha=0.3)
     axes.flat[0].legend(frameon=False)
     figure.tight_layout()
