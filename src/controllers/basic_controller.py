@@ -56,6 +56,8 @@ class BasicMAC:
     def unroll(self, batch, test_mode: bool = False) -> torch.Tensor:
         """`forward` for every step of the batch from fresh memory, in one sequence call: (B, T, N, A).
 
+        Behind an episode's end, where nothing is learned from, agents' outputs may be 0 instead (`Packing`).
+
         Agents without an `unroll` of their own are stepped, and so are controllers that override what one step does
         without saying what a sequence does: they must train on the inputs that they act on.
         """

@@ -10,7 +10,7 @@ import torch
 
 T = TypeVar("T")
 
-LEAST_ROWS = 2000
+LEAST_ROWS = 2000  # seen: 800 are faster at once, 4,000 aside
 
 
 def aside(compute: Callable[[], T], rows: torch.Tensor) -> Callable[[], T]:
