@@ -70,7 +70,7 @@ def unroll_network(network, inputs: torch.Tensor, packing: Packing | None = None
 
     With a packing, what lies behind a sequence's end is not computed, and 0.
     """
-    if packing is not None and hasattr(network, "unroll_packed"):
+    if packing is not None and knows(network, "unroll_packed", "unroll"):
         return unroll_network_features(network, inputs, packing)[0]
     T, B, N, _ = inputs.shape
     rows, hidden = inputs.reshape(T, B * N, -1), _fresh_memory(network, B * N)
@@ -89,13 +89,20 @@ def unroll_network_features(
     """`unroll_network`, and the network's features, (T, B, N, H)."""
     T, B, N, _ = inputs.shape
     hidden = _fresh_memory(network, B * N)
-    if packing is None or not hasattr(network, "unroll_packed"):
+    if packing is None or not knows(network, "unroll_packed", "unroll_features"):
         found = network.unroll_features(inputs.reshape(T, B * N, -1), hidden)
         return found[0].view(T, B, N, -1), found[1].view(T, B, N, -1)
     counts = [count * N for count in packing.counts]
     found = network.unroll_packed(packing.pack(inputs).flatten(0, 1), counts, hidden)
     values, features = (packing.unpack(x.unflatten(0, (-1, N))) for x in found)
     return values, features
+
+
+def knows(network, fast: str, plain: str) -> bool:
+    """Whether the method `fast` is there and says what `plain` does: a subclass may override `plain` alone."""
+    classes = list(enumerate(type(network).__mro__))
+    of_fast, of_plain = (next((n for n, cls in classes if name in vars(cls)), len(classes)) for name in (fast, plain))
+    return of_fast < len(classes) and of_fast <= of_plain
 
 
 def _fresh_memory(network, rows: int) -> torch.Tensor:

@@ -174,3 +174,16 @@ def test_packing_is_for_batches_in_which_it_pays():
     assert Packing.of(batch(10, 10, 9)) is None
     assert Packing.of(batch(10, 5, 4)).counts == [3, 3, 3, 3, 2, 1, 1, 1, 1, 1]
     assert Packing.of(batch(10, 5, 0)) is None  # an empty sequence has no place in it
+
+
+def test_a_subclass_that_overrides_unroll_alone_is_asked():
+    class Doubled(REGISTRY["rnn"]):
+        def unroll(self, inputs, hidden_state):
+            values, hidden_state = super().unroll(inputs, hidden_state)
+            return 2 * values, hidden_state
+
+    torch.manual_seed(0)
+    network = Doubled(5, SimpleNamespace(rnn_hidden_dim=7, n_actions=3))
+    packing, inputs = Packing(torch.tensor([4, 1]), 4), torch.randn(4, 2, 1, 5)
+    plain = unroll_network_features(network, inputs, packing)[0]
+    torch.testing.assert_close(unroll_network(network, inputs, packing)[:1], 2 * plain[:1])

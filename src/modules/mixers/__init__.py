@@ -15,6 +15,7 @@ import torch
 from modules.mixers.qmix import QMixer
 from modules.mixers.qmix_concave import ConcaveQMixer
 from modules.mixers.vdn import VDNMeanMixer, VDNMixer
+from utils.networks import knows
 from utils.registry import lazy
 from utils.shapes import check_shape
 
@@ -48,9 +49,9 @@ class InStates:
         if mask is not None and mask.device.type == "cpu" and mask.mean() < 0.9 and mask.any():
             self.index = mask.flatten().nonzero().squeeze(1)
         self.states = self._pack(states)
-        # A subclass may override `forward` alone, which `at` would not know.
-        knows = _defines(mixer, "at") <= _defines(mixer, "forward")
-        self.here: Any = mixer.at(self.states) if knows else lambda agent_qs: mixer(agent_qs, self.states)
+        self.here: Any = (
+            mixer.at(self.states) if knows(mixer, "at", "forward") else lambda agent_qs: mixer(agent_qs, self.states)
+        )
 
     def __call__(self, agent_qs: torch.Tensor) -> torch.Tensor:
         """(B, T, N) -> (B, T, 1)"""
@@ -72,11 +73,6 @@ class InStates:
             return x
         rows = x.new_zeros(self.shape.numel(), *x.shape[2:])
         return rows.index_copy(0, self.index, x.squeeze(0)).unflatten(0, self.shape)
-
-
-def _defines(mixer: Callable, name: str) -> float:
-    """How far up the mixer's classes the method is defined."""
-    return next((n for n, cls in enumerate(type(mixer).__mro__) if name in vars(cls)), float("inf"))
 
 
 def joint_value(
