@@ -5,7 +5,7 @@ largest mean of its last three tests, over seeds. Writes NAME.json to results/pu
 keys to give to src/sweep.py.
 
   python benchmarks/tuning.py
-  python benchmarks/tuning.py --name mine --configs qmix dcg --env-config stag_hunt --metric test_return_mean --with t_max=50000
+  python benchmarks/tuning.py --name stags --configs qmix dcg --env-config stag_hunt --metric test_return_mean
 """
 
 import argparse
