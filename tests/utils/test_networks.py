@@ -173,7 +173,7 @@ def test_packing_is_for_batches_in_which_it_pays():
     def batch(*lengths):
         filled = (torch.arange(10).view(1, 10, 1) < torch.tensor(lengths).view(-1, 1, 1)).long()
         batch = EpisodeBatch({}, {}, len(lengths), 10)
-        batch.update({"filled": filled})
+        batch.update({"filled": filled}, mark_filled=False)
         return batch
 
     assert Packing.of(batch(10, 10, 9)) is None
