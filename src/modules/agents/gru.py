@@ -55,11 +55,8 @@ class _PackedGRU(torch.autograd.Function):
         P, (R, H) = len(x), hidden_state.shape
         given = linear(x, weight_ih, torch.cat([bias_ih[: 2 * H] + bias_hh[: 2 * H], bias_ih[2 * H :]]))
         gates = x.new_empty(P, 4 * H)  # r, z, m and n, once their steps are through
-        gates[:, : 2 * H], gates[:, 2 * H : 3 * H], gates[:, 3 * H :] = (
-            given[:, : 2 * H],
-            bias_hh[2 * H :],
-            given[:, 2 * H :],
-        )
+        gates[:, : 2 * H], gates[:, 2 * H : 3 * H] = given[:, : 2 * H], bias_hh[2 * H :]
+        torch.mul(given[:, 2 * H :], 2, out=gates[:, 3 * H :])  # for tanh(y) = 2 s(2y) - 1, in a third of tanh's time
         memories = torch.cat([hidden_state, x.new_empty(P, H)])  # before step 0, and after every row
         after, rzm, rz = (part.split(counts) for part in (memories[R:], gates[:, : 3 * H], gates[:, : 2 * H]))
         r, z, m, n = (part.split(counts) for part in gates.split(H, dim=1))
@@ -71,8 +68,8 @@ class _PackedGRU(torch.autograd.Function):
             else:
                 rzm[t].addmm_(h, U)
             rz[t].sigmoid_()
-            n[t].addcmul_(r[t], m[t]).mul_(2).sigmoid_()
-            torch.sub(minus_one, n[t], alpha=-2, out=n[t])  # tanh(y) = 2 s(2y) - 1, in a third of tanh's time
+            n[t].addcmul_(r[t], m[t], value=2).sigmoid_()
+            torch.sub(minus_one, n[t], alpha=-2, out=n[t])
             torch.lerp(n[t], h, z[t], out=after[t])
         if any(ctx.needs_input_grad):
             ctx.counts, ctx.wide = counts, wide
@@ -97,9 +94,11 @@ class _PackedGRU(torch.autograd.Function):
         step_rzm, step_others, step_kept, grad = (part.split(counts) for part in (d_rzm, others, kept, grad))
         later = x.new_zeros(0, H)  # from the step after, of the sequences that reach it
         for t in reversed(range(len(counts))):
-            d = grad[t].clone()
-            d[: len(later)] += later
-            d = d.unsqueeze(1)
+            if len(later) == counts[t]:
+                d = (grad[t] + later).unsqueeze(1)
+            else:
+                d = grad[t].clone().unsqueeze(1)
+                d[: len(later), 0] += later
             step_others[t].mul_(d)
             by_U = step_rzm[t].mul_(d).view(-1, 3 * H)
             if ctx.wide:
