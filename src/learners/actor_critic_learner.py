@@ -66,7 +66,7 @@ class ActorCriticLearner(Learner):
         before = self._running()
         for objective in self.objectives(batch):
             found = {part: self._differentiate(part, loss) for part, loss in objective.losses.items()}
-            if not all(torch.isfinite(value) for value in (*objective.losses.values(), *found.values())):
+            if not torch.isfinite(torch.stack([*objective.losses.values(), *found.values()])).all():
                 for name, value in before.items():
                     setattr(self, name, value)
                 raise NonFiniteError({**objective.terms, **{f"{part} gradient norm": found[part] for part in found}})

@@ -4,6 +4,9 @@ Legend: T steps, R sequences, X inputs, H units. Sequences of different lengths 
 of all that reach step 0, then of all that reach step 1, and so on; P rows in all, counts[t] of them at step t.
 """
 
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,6 +16,8 @@ from torch.autograd.function import once_differentiable
 def run_gru(x: torch.Tensor, hidden_state: torch.Tensor, cell: nn.GRUCell, counts: list[int]) -> torch.Tensor:
     """The cell over packed sequences: x (P, X), memory (R, H) -> the memory after each row (P, H)."""
     weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
+    if torch.compiler.is_compiling():  # where nothing is packed
+        return _whole_gru(x, hidden_state, *weights)
     if x.device.type == "cpu":
         return _PackedGRU.apply(x, hidden_state, counts, *weights)
     start = hidden_state.unsqueeze(0).contiguous()
@@ -98,6 +103,78 @@ class _PackedGRU(torch.autograd.Function):
         d_weight_hh = torch.cat([d_rz.t() @ h, d_m.t() @ h])
         d_bias_hh = torch.cat([d_bias[: 2 * H], d_m.sum(dim=0)])
         return d_x, later, None, d_gates.t() @ x, d_weight_hh, d_bias, d_bias_hh
+
+
+# In compiled code the GRU is one operation of unknown content: torch would write out every step of it, and compile for
+# minutes. What lies between forward and backward is computed twice, because cuDNN does not tell its size beforehand.
+
+
+@torch.library.custom_op("greed::gru", mutates_args=())
+def _whole_gru(
+    x: torch.Tensor,
+    hidden_state: torch.Tensor,
+    weight_ih: torch.Tensor,
+    weight_hh: torch.Tensor,
+    bias_ih: torch.Tensor,
+    bias_hh: torch.Tensor,
+) -> torch.Tensor:
+    """`run_gru` over sequences of one length: x (T * R, X), memory (R, H) -> (T * R, H)."""
+    weights = [weight_ih, weight_hh, bias_ih, bias_hh]
+    if x.device.type == "cpu":
+        return _PackedGRU.apply(x, hidden_state, _full(x, hidden_state), *weights)
+    return torch._cudnn_rnn(*_cudnn_arguments(x, hidden_state, weights), *_cudnn_layers(hidden_state))[0].flatten(0, 1)
+
+
+@torch.library.custom_op("greed::gru_backward", mutates_args=())
+def _whole_gru_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    hidden_state: torch.Tensor,
+    weight_ih: torch.Tensor,
+    weight_hh: torch.Tensor,
+    bias_ih: torch.Tensor,
+    bias_hh: torch.Tensor,
+) -> list[torch.Tensor]:
+    """The gradients of x, memory and weights: grad (T * R, H)."""
+    weights = [weight_ih, weight_hh, bias_ih, bias_hh]
+    if x.device.type == "cpu":
+        ctx: Any = SimpleNamespace(needs_input_grad=[True])
+        ctx.save_for_backward = lambda *tensors: setattr(ctx, "saved_tensors", tensors)
+        _PackedGRU.forward(ctx, x, hidden_state, _full(x, hidden_state), *weights)
+        return [found for found in _PackedGRU.backward(ctx, grad) if found is not None]
+    sequences, *others = _cudnn_arguments(x, hidden_state, weights)
+    layers = _cudnn_layers(hidden_state)
+    out, _, _, reserve, weight_buf = torch._cudnn_rnn(sequences, *others, *layers)
+    others[2] = weight_buf
+    grads = (out, grad.contiguous().view_as(out), None, None)  # of the output, of the last memory, of an LSTM's cell
+    wanted = [True, True, False, True]  # input, memory, cell, weights
+    d_x, d_h, _, d_weights = torch.ops.aten._cudnn_rnn_backward(sequences, *others, *grads, *layers, reserve, wanted)
+    return [d_x.flatten(0, 1), d_h.squeeze(0), *d_weights]
+
+
+def _full(x: torch.Tensor, hidden_state: torch.Tensor) -> list[int]:
+    """The counts of sequences of one length."""
+    return [len(hidden_state)] * (len(x) // len(hidden_state))
+
+
+def _cudnn_arguments(x: torch.Tensor, hidden_state: torch.Tensor, weights: list[torch.Tensor]) -> list[Any]:
+    """input, weight, weight_stride0, weight_buf, hx, cx"""
+    sequences = x.contiguous().unflatten(0, (-1, len(hidden_state)))
+    return [sequences, weights, len(weights), None, hidden_state.contiguous().unsqueeze(0), None]
+
+
+def _cudnn_layers(hidden_state: torch.Tensor) -> list[Any]:
+    """mode (3 is a GRU), hidden_size, proj_size, num_layers, batch_first, dropout, train, bidirectional, batch_sizes,
+    dropout_state"""
+    return [3, hidden_state.shape[1], 0, 1, False, 0.0, True, False, [], None]
+
+
+_whole_gru.register_fake(lambda x, hidden_state, *weights: x.new_empty(len(x), hidden_state.shape[1]))
+_whole_gru_backward.register_fake(lambda grad, *inputs: [torch.empty_like(given) for given in inputs])
+_whole_gru.register_autograd(
+    lambda ctx, grad: tuple(_whole_gru_backward(grad, *ctx.saved_tensors)),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
 
 
 def _before(memories: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
