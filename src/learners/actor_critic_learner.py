@@ -101,7 +101,8 @@ class ActorCriticLearner(Learner):
         """Give the parameters of this part, and no others, the loss's clipped gradient; its norm before the clip."""
         gradients = torch.autograd.grad(loss, self.params[part], retain_graph=True, allow_unused=True)
         for parameter, gradient in zip(self.params[part], gradients, strict=True):
-            parameter.grad = gradient
+            # Fused optimisers want gradients that lie in memory as their parameters do.
+            parameter.grad = None if gradient is None else gradient.contiguous()
         return nn.utils.clip_grad_norm_(self.params[part], self.args.grad_norm_clip)
 
     def _move_targets(self, share: float) -> None:

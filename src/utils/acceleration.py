@@ -61,8 +61,8 @@ def _lower(learner) -> None:
 def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     if not _lowered:
         return F.linear(x, layer.weight, layer.bias)
-    operands = (None if part is None else part.bfloat16() for part in (x, layer.weight, layer.bias))
-    return F.linear(*operands).to(x.dtype)
+    bias = None if layer.bias is None else layer.bias.bfloat16()
+    return F.linear(x.bfloat16(), layer.weight.bfloat16(), bias).to(x.dtype)
 
 
 def _networks(learner) -> Iterator[nn.Module]:
@@ -86,7 +86,9 @@ def _compile(learner, args) -> None:
     if not getattr(learner, "compiles", False):
         raise UserError(f"compile=True: learner={args.learner} says nothing of being compiled; set compile=False")
     _check_compiler(args.device)
-    torch._dynamo.config.recompile_limit = SHAPES
+    from torch._dynamo import config, exc  # takes seconds, and only here is it wanted
+
+    config.recompile_limit = SHAPES
     plain = learner.objective
     kept = (*learner.statistics, *learner.shown)
 
@@ -107,7 +109,7 @@ def _compile(learner, args) -> None:
         torch.compiler.cudagraph_mark_step_begin()
         try:
             found = fast(batch)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except exc.TorchDynamoException as error:
             why = str(error).splitlines()[0]
             raise UserError(
                 f"compile=True: learner={args.learner} cannot be compiled as configured ({why}); set compile=False"

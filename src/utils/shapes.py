@@ -4,7 +4,7 @@ import torch
 
 
 def may_look_at(x: torch.Tensor) -> bool:
-    """Whether Python may decide by the values of `x`: on a GPU it would wait for them, in compiled code there are none."""
+    """Whether Python may decide by values of `x`: on a GPU it would wait for them, and compiled code has none."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

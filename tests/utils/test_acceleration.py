@@ -28,7 +28,7 @@ def _as_before():
 
 
 @pytest.fixture
-def _traced(monkeypatch):
+def traced(monkeypatch):
     """Compile as far as the graph: what is slow is to make machine code of it."""
 
     def trace(function, mode, **options):
@@ -146,8 +146,9 @@ def test_updates_that_are_not_finite_are_refused_in_bf16():
 # --- compiled updates
 
 
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("alg", [alg for alg in ALGS if alg not in NOT_COMPILED])
-def test_an_update_is_one_graph_and_the_same(alg, _traced):
+def test_an_update_is_one_graph_and_the_same(alg):
     args = make_args(alg, compile=True)
     plain, fast = make_learner(args), make_learner(args)
     if not isinstance(plain, QLearner):
@@ -169,16 +170,18 @@ def test_an_update_is_one_graph_and_the_same(alg, _traced):
             torch.testing.assert_close(theirs, ours)
 
 
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("alg", NOT_COMPILED)
-def test_what_is_not_one_graph_is_refused(alg, _traced):
+def test_what_is_not_one_graph_is_refused(alg):
     learner = accelerated(alg, compile=True)
     update(learner, 0)
     with pytest.raises(UserError, match=r"^compile=True: learner=\w+ cannot be compiled .*; set compile=False$"):
         update(learner, 1)
 
 
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("options", [{"precision": "bf16"}, {"standardise_rewards": True, "td_lambda": 0.5}])
-def test_options_are_compiled_too(options, _traced):
+def test_options_are_compiled_too(options):
     plain, fast = accelerated("greedy_qmix", **options), accelerated("greedy_qmix", compile=True, **options)
     for seed in range(3):
         update(plain, seed)
@@ -186,7 +189,8 @@ def test_options_are_compiled_too(options, _traced):
     assert furthest(plain, fast) < 1e-6
 
 
-def test_compiled_updates_that_are_not_finite_are_refused(_traced):
+@pytest.mark.usefixtures("traced")
+def test_compiled_updates_that_are_not_finite_are_refused():
     learner = accelerated("greedy_qmix", compile=True, standardise_rewards=True)
     for seed in range(2):
         update(learner, seed)

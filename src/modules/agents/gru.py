@@ -121,8 +121,9 @@ def _whole_gru(
     """`run_gru` over sequences of one length: x (T * R, X), memory (R, H) -> (T * R, H)."""
     weights = [weight_ih, weight_hh, bias_ih, bias_hh]
     if x.device.type == "cpu":
-        return _PackedGRU.apply(x, hidden_state, _full(x, hidden_state), *weights)
-    return torch._cudnn_rnn(*_cudnn_arguments(x, hidden_state, weights), *_cudnn_layers(hidden_state))[0].flatten(0, 1)
+        # A tensor of its own, as torch wants it of an operation that it does not know
+        return _PackedGRU.apply(x, hidden_state, _full(x, hidden_state), *weights).clone()
+    return torch.ops.aten._cudnn_rnn(**_for_cudnn(x, hidden_state, weights))[0].flatten(0, 1)
 
 
 @torch.library.custom_op("greed::gru_backward", mutates_args=())
@@ -142,13 +143,12 @@ def _whole_gru_backward(
         ctx.save_for_backward = lambda *tensors: setattr(ctx, "saved_tensors", tensors)
         _PackedGRU.forward(ctx, x, hidden_state, _full(x, hidden_state), *weights)
         return [found for found in _PackedGRU.backward(ctx, grad) if found is not None]
-    sequences, *others = _cudnn_arguments(x, hidden_state, weights)
-    layers = _cudnn_layers(hidden_state)
-    out, _, _, reserve, weight_buf = torch._cudnn_rnn(sequences, *others, *layers)
-    others[2] = weight_buf
-    grads = (out, grad.contiguous().view_as(out), None, None)  # of the output, of the last memory, of an LSTM's cell
-    wanted = [True, True, False, True]  # input, memory, cell, weights
-    d_x, d_h, _, d_weights = torch.ops.aten._cudnn_rnn_backward(sequences, *others, *grads, *layers, reserve, wanted)
+    given = _for_cudnn(x, hidden_state, weights)
+    output, _, _, reserve, given["weight_buf"] = torch.ops.aten._cudnn_rnn(**given)
+    d_output = grad.contiguous().view_as(output)
+    given |= {"output": output, "grad_output": d_output, "grad_hy": None, "grad_cy": None, "reserve": reserve}
+    wanted = [True, True, False, True]  # input, memory, an LSTM's cell, weights
+    d_x, d_h, _, d_weights = torch.ops.aten._cudnn_rnn_backward(**given, output_mask=wanted)
     return [d_x.flatten(0, 1), d_h.squeeze(0), *d_weights]
 
 
@@ -157,16 +157,26 @@ def _full(x: torch.Tensor, hidden_state: torch.Tensor) -> list[int]:
     return [len(hidden_state)] * (len(x) // len(hidden_state))
 
 
-def _cudnn_arguments(x: torch.Tensor, hidden_state: torch.Tensor, weights: list[torch.Tensor]) -> list[Any]:
-    """input, weight, weight_stride0, weight_buf, hx, cx"""
-    sequences = x.contiguous().unflatten(0, (-1, len(hidden_state)))
-    return [sequences, weights, len(weights), None, hidden_state.contiguous().unsqueeze(0), None]
-
-
-def _cudnn_layers(hidden_state: torch.Tensor) -> list[Any]:
-    """mode (3 is a GRU), hidden_size, proj_size, num_layers, batch_first, dropout, train, bidirectional, batch_sizes,
-    dropout_state"""
-    return [3, hidden_state.shape[1], 0, 1, False, 0.0, True, False, [], None]
+def _for_cudnn(x: torch.Tensor, hidden_state: torch.Tensor, weights: list[torch.Tensor]) -> dict[str, Any]:
+    """What torch's own GRU gives to cuDNN, by name."""
+    return {
+        "input": x.contiguous().unflatten(0, (-1, len(hidden_state))),
+        "weight": weights,
+        "weight_stride0": len(weights),
+        "weight_buf": None,
+        "hx": hidden_state.contiguous().unsqueeze(0),
+        "cx": None,
+        "mode": 3,  # a GRU
+        "hidden_size": hidden_state.shape[1],
+        "proj_size": 0,
+        "num_layers": 1,
+        "batch_first": False,
+        "dropout": 0.0,
+        "train": True,
+        "bidirectional": False,
+        "batch_sizes": [],
+        "dropout_state": None,
+    }
 
 
 _whole_gru.register_fake(lambda x, hidden_state, *weights: x.new_empty(len(x), hidden_state.shape[1]))
