@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import LIMIT, Episode, make_args, make_learner, make_mac, random_batch, weights
+from helpers import LIMIT, Episode, make_args, make_learner, make_mac, random_batch, run_main, weights
 
 import utils.acceleration as acceleration
 from learners.q_learner import QLearner
@@ -229,3 +229,18 @@ def test_steps_of_padding_change_nothing(alg):
     update_with = partial(gradients, batch=whole), partial(gradients, batch=whole[:, :4])
     longer, exact = (call(make_learner(args)) for call in update_with)
     torch.testing.assert_close(longer, exact)
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_run_learns_from_compiled_updates_of_few_lengths(tmp_path, monkeypatch):
+    lengths = set()
+    train = QLearner.train
+    monkeypatch.setattr(
+        QLearner, "train", lambda self, batch, *at: lengths.add(batch.max_seq_length) or train(self, batch, *at)
+    )
+    options = ("compile=True", "precision=bf16", "t_max=400", "batch_size=4", "rnn_hidden_dim=8", "use_cuda=False")
+    options += ("test_nepisode=4", "plot=False", "env_args.time_limit=20", f"local_results_path={tmp_path}")
+    assert run_main("--config=qmix", "--env-config=gymma", "with", *options) == 0
+    assert len(lengths) > 1 or lengths == {21}
+    assert all(length % 3 == 0 for length in lengths)  # 21 steps, eight lengths
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 * len(lengths)
