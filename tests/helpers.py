@@ -541,8 +541,8 @@ def read_run(results, number: int = 1) -> dict:
 
 
 class HostReads(TorchDispatchMode):
-    """Names of what happens inside and would let the host wait for a GPU: values that Python or numpy reads, and shapes
-    that depend on them. Tests count them on a CPU, where nothing has to wait."""
+    """Names of what happens inside and would let the host wait for a GPU: values that Python or numpy reads, and
+    shapes that depend on them. Tests count them on a CPU, where nothing has to wait."""
 
     METHODS = ("tolist", "numpy", "cpu")  # on a CPU these call no operation
     OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "multinomial")

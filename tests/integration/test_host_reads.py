@@ -42,9 +42,10 @@ def as_on_a_gpu(monkeypatch):
 def test_an_update_is_read_once_to_see_whether_it_is_finite(alg, options):
     args = make_args(alg, **options)
     learner = make_learner(args)
-    learner.train(random_batch(args, 0), 0, 0)  # logs
+    first, second = (random_batch(args, seed) for seed in range(2))
+    learner.train(first, 0, 0)  # logs
     with HostReads() as reads:
-        learner.train(random_batch(args, 1), 0, 1)
+        learner.train(second, 0, 1)
     assert reads.found == ["_local_scalar_dense"]
 
 
