@@ -99,12 +99,11 @@ def _compile(learner, args) -> None:
         return replace(found, terms=terms, stats=stats)
 
     fast = torch.compile(detached, mode="reduce-overhead", dynamic=False, fullgraph=True)
-    started = False
+    learner.updated = False  # an attribute, so that a run that is resumed goes on with compiled code, too
 
     def objective(batch):
-        nonlocal started
-        if not started:  # running statistics begin as None, which would be compiled for once
-            started = True
+        if not learner.updated:  # running statistics begin as None, which would be compiled for once
+            learner.updated = True
             return plain(batch)
         torch.compiler.cudagraph_mark_step_begin()
         try:
