@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from utils.shapes import may_look_at
+
 Found = TypeVar("Found")
 _LOCK = Lock()
 
@@ -57,7 +59,7 @@ class Packing:
         It pays on a CPU only: on a GPU shapes that change with every batch cost more than rows that tell nothing.
         """
         filled = batch["filled"]
-        if filled.device.type != "cpu":
+        if not may_look_at(filled):
             return None
 
         def build() -> "Packing | None":
@@ -65,7 +67,7 @@ class Packing:
             dense = lengths.sum() > 0.9 * T * len(lengths)
             return None if dense or lengths.min() < 1 else cls(lengths, T)
 
-        return once(batch, "packing", (filled,), build)
+        return keep(batch, "packing", (filled,), build)
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """(T, B, ...) -> (P, ...)"""
@@ -73,7 +75,7 @@ class Packing:
         def build() -> torch.Tensor:
             return x.flatten(0, 1).index_select(0, self.index)
 
-        return build() if x.requires_grad else once(self, "packed", (x,), build)
+        return build() if x.requires_grad else keep(self, "packed", (x,), build)
 
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
         """(P, ...) -> (T, B, ...), 0 in padding."""
@@ -139,14 +141,16 @@ def sequence_inputs(batch, args) -> torch.Tensor:
         return torch.cat(inputs, dim=-1)
 
     name = f"inputs {args.obs_last_action} {args.obs_agent_id}"
-    return once(batch, name, tuple(batch[key] for key in ("obs", "actions", "filled")), build)
+    return keep(batch, name, tuple(batch[key] for key in ("obs", "actions", "filled")), build)
 
 
-def once(owner, name: str, sources: tuple[torch.Tensor, ...], compute: Callable[[], Found]) -> Found:
+def keep(owner, name: str, sources: tuple[torch.Tensor, ...], compute: Callable[[], Found]) -> Found:
     """What `compute` makes of the sources, without gradient, kept by the owner until one of them changes.
 
     Online, target and alternative networks read the same inputs, on two threads.
     """
+    if torch.compiler.is_compiling():
+        return compute()
     with _LOCK:
         kept = vars(owner).setdefault("_kept", {})
         versions = [source._version for source in sources]
@@ -169,10 +173,10 @@ def sequence_input_size(scheme, args) -> int:
 
 
 def build_optimiser(params: list[nn.Parameter], lr: float, args) -> torch.optim.Optimizer:
-    """The optimiser that `args.optimizer` names, with step size `lr`."""
+    """The optimiser that `args.optimizer` names, with step size `lr`, which treats all parameters in few calls."""
     if args.optimizer == "adam":
-        return torch.optim.Adam(params, lr=lr, eps=args.optim_eps)
-    return torch.optim.RMSprop(params, lr=lr, alpha=args.optim_alpha, eps=args.optim_eps)
+        return torch.optim.Adam(params, lr=lr, eps=args.optim_eps, fused=True)
+    return torch.optim.RMSprop(params, lr=lr, alpha=args.optim_alpha, eps=args.optim_eps, foreach=True)
 
 
 def set_step_size(optimiser: torch.optim.Optimizer, t_env: int, args) -> None:

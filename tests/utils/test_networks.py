@@ -1,6 +1,8 @@
 """Helpers around networks."""
 
+import copy
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +15,9 @@ from utils.networks import (
     NonFiniteError,
     Packing,
     blend,
+    build_optimiser,
     copy_state,
-    once,
+    keep,
     unroll,
     unroll_network,
     unroll_network_features,
@@ -43,6 +46,26 @@ def test_blend_moves_a_share_of_the_way():
     assert target.counter.item() == 7.0
     blend(target, source, 0.5)
     assert values(target) == {2.25}
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adam"])
+def test_optimisers_step_as_torchs_plain_ones_do_and_go_on_from_what_those_saved(name):
+    args = SimpleNamespace(optimizer=name, optim_eps=1e-5, optim_alpha=0.99)
+    ours, plain = nn.Linear(5, 4), nn.Linear(5, 4)
+    plain.load_state_dict(ours.state_dict())
+    optimiser = build_optimiser(list(ours.parameters()), 0.1, args)
+    kind = {"rmsprop": partial(torch.optim.RMSprop, alpha=0.99), "adam": torch.optim.Adam}[name]
+    plain_optimiser = kind(plain.parameters(), lr=0.1, eps=1e-5)
+    for step in range(4):
+        if step == 2:
+            optimiser.load_state_dict(copy.deepcopy(plain_optimiser.state_dict()))
+        for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        optimiser.step()
+        plain_optimiser.step()
+        for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_blend_of_one_copies_and_does_not_share():
@@ -201,14 +224,14 @@ def test_what_is_kept_is_made_anew_when_its_source_changes():
         calls.append(None)
         return 2 * x
 
-    kept = once(owner, "double", (x,), double)
-    assert once(owner, "double", (x,), double) is kept
+    kept = keep(owner, "double", (x,), double)
+    assert keep(owner, "double", (x,), double) is kept
     assert len(calls) == 1
     x[0] = 5.0
-    assert once(owner, "double", (x,), double).tolist() == [10.0, 2.0, 2.0]
+    assert keep(owner, "double", (x,), double).tolist() == [10.0, 2.0, 2.0]
     x = torch.zeros(3)
-    assert once(owner, "double", (x,), double).tolist() == [0.0, 0.0, 0.0]
-    assert once(SimpleNamespace(), "double", (x,), double).tolist() == [0.0, 0.0, 0.0]
+    assert keep(owner, "double", (x,), double).tolist() == [0.0, 0.0, 0.0]
+    assert keep(SimpleNamespace(), "double", (x,), double).tolist() == [0.0, 0.0, 0.0]
     assert len(calls) == 4
 
 

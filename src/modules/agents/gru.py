@@ -4,17 +4,22 @@ Legend: T steps, R sequences, X inputs, H units. Sequences of different lengths 
 of all that reach step 0, then of all that reach step 1, and so on; P rows in all, counts[t] of them at step t.
 """
 
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from modules.linear import linear, multiply, multiply_columns, pays
+from utils.linear import linear, multiply, multiply_columns, pays
 
 
 def run_gru(x: torch.Tensor, hidden_state: torch.Tensor, cell: nn.GRUCell, counts: list[int]) -> torch.Tensor:
     """The cell over packed sequences: x (P, X), memory (R, H) -> the memory after each row (P, H)."""
     weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
+    if torch.compiler.is_compiling():  # where nothing is packed
+        return _whole_gru(x, hidden_state, *weights)
     if x.device.type == "cpu":
         return _PackedGRU.apply(x, hidden_state, counts, *weights)
     start = hidden_state.unsqueeze(0).contiguous()
@@ -112,6 +117,88 @@ class _PackedGRU(torch.autograd.Function):
         d_x = linear(d_gates, weight_ih.t()) if ctx.needs_input_grad[0] else None
         d_bias_ih = torch.cat([d_bias_hh[: 2 * H], d_bias_n])
         return d_x, later, None, multiply_columns(d_gates, x), multiply_columns(d_rzm, h), d_bias_ih, d_bias_hh
+
+
+# In compiled code the GRU is one operation of unknown content: torch would write out every step of it, and compile for
+# minutes. What lies between forward and backward is computed twice, because cuDNN does not tell its size beforehand.
+
+
+@torch.library.custom_op("greed::gru", mutates_args=())
+def _whole_gru(
+    x: torch.Tensor,
+    hidden_state: torch.Tensor,
+    weight_ih: torch.Tensor,
+    weight_hh: torch.Tensor,
+    bias_ih: torch.Tensor,
+    bias_hh: torch.Tensor,
+) -> torch.Tensor:
+    """`run_gru` over sequences of one length: x (T * R, X), memory (R, H) -> (T * R, H)."""
+    weights = [weight_ih, weight_hh, bias_ih, bias_hh]
+    if x.device.type == "cpu":
+        # A tensor of its own, as torch wants it of an operation that it does not know
+        return _PackedGRU.apply(x, hidden_state, _full(x, hidden_state), *weights).clone()
+    return torch.ops.aten._cudnn_rnn(**_for_cudnn(x, hidden_state, weights))[0].flatten(0, 1)
+
+
+@torch.library.custom_op("greed::gru_backward", mutates_args=())
+def _whole_gru_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    hidden_state: torch.Tensor,
+    weight_ih: torch.Tensor,
+    weight_hh: torch.Tensor,
+    bias_ih: torch.Tensor,
+    bias_hh: torch.Tensor,
+) -> list[torch.Tensor]:
+    """The gradients of x, memory and weights: grad (T * R, H)."""
+    weights = [weight_ih, weight_hh, bias_ih, bias_hh]
+    if x.device.type == "cpu":
+        ctx: Any = SimpleNamespace(needs_input_grad=[True])
+        ctx.save_for_backward = lambda *tensors: setattr(ctx, "saved_tensors", tensors)
+        _PackedGRU.forward(ctx, x, hidden_state, _full(x, hidden_state), *weights)
+        return [found for found in _PackedGRU.backward(ctx, grad) if found is not None]
+    given = _for_cudnn(x, hidden_state, weights)
+    output, _, _, reserve, given["weight_buf"] = torch.ops.aten._cudnn_rnn(**given)
+    d_output = grad.contiguous().view_as(output)
+    given |= {"output": output, "grad_output": d_output, "grad_hy": None, "grad_cy": None, "reserve": reserve}
+    wanted = [True, True, False, True]  # input, memory, an LSTM's cell, weights
+    d_x, d_h, _, d_weights = torch.ops.aten._cudnn_rnn_backward(**given, output_mask=wanted)
+    return [d_x.flatten(0, 1), d_h.squeeze(0), *d_weights]
+
+
+def _full(x: torch.Tensor, hidden_state: torch.Tensor) -> list[int]:
+    """The counts of sequences of one length."""
+    return [len(hidden_state)] * (len(x) // len(hidden_state))
+
+
+def _for_cudnn(x: torch.Tensor, hidden_state: torch.Tensor, weights: list[torch.Tensor]) -> dict[str, Any]:
+    """What torch's own GRU gives to cuDNN, by name."""
+    return {
+        "input": x.contiguous().unflatten(0, (-1, len(hidden_state))),
+        "weight": weights,
+        "weight_stride0": len(weights),
+        "weight_buf": None,
+        "hx": hidden_state.contiguous().unsqueeze(0),
+        "cx": None,
+        "mode": 3,  # a GRU
+        "hidden_size": hidden_state.shape[1],
+        "proj_size": 0,
+        "num_layers": 1,
+        "batch_first": False,
+        "dropout": 0.0,
+        "train": True,
+        "bidirectional": False,
+        "batch_sizes": [],
+        "dropout_state": None,
+    }
+
+
+_whole_gru.register_fake(lambda x, hidden_state, *weights: x.new_empty(len(x), hidden_state.shape[1]))
+_whole_gru_backward.register_fake(lambda grad, *inputs: [torch.empty_like(given) for given in inputs])
+_whole_gru.register_autograd(
+    lambda ctx, grad: tuple(_whole_gru_backward(grad, *ctx.saved_tensors)),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
 
 
 def _before(memories: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:

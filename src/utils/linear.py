@@ -35,8 +35,8 @@ def pays(x: torch.Tensor, weight: torch.Tensor) -> bool:
         x.numel() * len(weight) >= LEAST_PRODUCTS
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
         and torch._C._functorch.peek_interpreter_stack() is None  # vmap does not know oneDNN's product
         and _is_handicapped()
     )
