@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingImports]
 from torch.autograd.function import once_differentiable
 
 LEAST_PRODUCTS = 2**21  # of a matrix product: with fewer, oneDNN's longer preparation costs more than it saves
@@ -37,7 +38,7 @@ def pays(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and torch._C._functorch.peek_interpreter_stack() is None  # vmap does not know oneDNN's product
+        and peek_interpreter_stack() is None  # vmap does not know oneDNN's product
         and _is_handicapped()
     )
 
