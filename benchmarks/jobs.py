@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import multiprocessing
+import os
 import platform
 import shutil
 import subprocess
@@ -106,8 +107,7 @@ def experiment(config: str, env: str, overrides: Mapping[str, object], evaluate:
 
 def prepare(config: str, env: str, overrides: Mapping[str, object], evaluate: bool = False) -> tuple:
     """What `run.Experiment` is built from, but for the runner: arguments and a logger. Sets seeds and threads."""
-    if str(ROOT / "src") not in sys.path:
-        sys.path.insert(0, str(ROOT / "src"))
+    add_sources()
     from config.schema import extend, load
     from run import _prepare
     from utils.logging import Logger
@@ -116,6 +116,24 @@ def prepare(config: str, env: str, overrides: Mapping[str, object], evaluate: bo
     console.setLevel(logging.WARNING)
     merged = load(config, env, nested(overrides)) | {"evaluate": evaluate}
     return extend(_prepare(merged, console), unique_token="jobs"), Logger(console)
+
+
+def add_sources() -> None:
+    """Make the project's code importable."""
+    if str(ROOT / "src") not in sys.path:
+        sys.path.insert(0, str(ROOT / "src"))
+
+
+def ask_fresh(script: str, what: Mapping[str, object], environment: Mapping[str, str] | None = None) -> dict:
+    """What `script --worker JSON` prints as a line of JSON in a process of its own; {"error": ...} if it fails."""
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # as src/main.py has it
+    command = [sys.executable, script, "--worker", json.dumps(what)]
+    env = os.environ | waiting | (environment or {})
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not answers:
+        return {"error": done.stderr.strip().splitlines()[-1] if done.stderr else f"exit code {done.returncode}"}
+    return json.loads(answers[-1])
 
 
 def nested(overrides: Mapping[str, object]) -> dict:

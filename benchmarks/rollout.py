@@ -3,10 +3,10 @@
   python benchmarks/rollout.py
   python benchmarks/rollout.py --envs smax --runners vector --counts 16 1024 --device cuda
 
-All play uniformly, so that episodes are alike: "uniform" without any network, "network" with QMIX's default agent (a GRU
-of 64 units), which is computed although its values are not followed. Shares are of the time with the network: "env" is
-spent in the environment (under the parallel runner, waiting for its processes), "agents" choosing actions, the rest on
-writing episodes down. The limit is what the environment takes and what the agents' matrix products would take at the
+All play uniformly, so that episodes are alike: "uniform" without any network, "network" with QMIX's default agent (a
+GRU of 64 units), which is computed although its values are not followed. Shares are of the time with the network: "env"
+is spent in the environment (under the parallel runner, waiting for its processes), "agents" choosing actions, the rest
+on writing episodes down. The limit is what the environment takes and what the agents' matrix products would take at the
 speed of large ones; "launches" is what torch's operations would take if none computed anything. Writes NAME.json to
 results/published.
 """
