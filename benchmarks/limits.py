@@ -59,8 +59,13 @@ class _Launches(TorchDispatchMode):
 
 def count(run: Callable[[], object]) -> tuple[int, int]:
     """Floating point operations of the matrix products in a call, and how many operations it launches in all."""
-    with FlopCounterMode(display=False) as flops, _Launches() as launches:
-        run()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)  # with one, target networks are computed in a thread that is not looked at
+    try:
+        with FlopCounterMode(display=False) as flops, _Launches() as launches:
+            run()
+    finally:
+        torch.set_num_threads(threads)
     return flops.get_total_flops(), launches.count
 
 
