@@ -24,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from jobs import ROOT, ask_fresh, checkouts, experiment, publish
+from jobs import ROOT, Peer, add_peers, ask_fresh, experiment, publish, read_peers
 
 INTERVAL = 1000  # environment steps between lines of statistics
 QUIET = {"test_interval": 10**9, "test_nepisode": 1, "log_interval": INTERVAL}
@@ -94,8 +94,7 @@ def main() -> None:
     parser.add_argument("--name", default="end_to_end", help="of the file in results/published")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--configs", nargs="+", default=["qmix"], help="algorithms here; peers run qmix")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="epymarl or jaxmarl")
-    parser.add_argument("--peer-python", action="append", default=[], metavar="NAME=PYTHON", help="this one by default")
+    add_peers(parser)
     parser.add_argument("--steps", type=int, help="environment steps that are counted; the task's by default")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -104,49 +103,46 @@ def main() -> None:
     if args.worker:
         print(json.dumps(limit(**json.loads(args.worker))))
         return
-    peers = checkouts(args.peer)
-    pythons = dict(python.split("=", 1) for python in args.peer_python)
+    peers = read_peers(args)
     table: dict[str, dict] = {}
     for name in args.tasks:
         task = TASKS[name]
         steps = args.steps or task.steps
-        runs = {config: (ROOT, sys.executable, config, task.keys) for config in args.configs}
-        for peer, keys in task.peers.items():
-            if peer in peers:
-                runs[peer] = (peers[peer], pythons.get(peer, sys.executable), "qmix", keys)
+        runs = {config: (Peer(ROOT, sys.executable), config, task.keys) for config in args.configs}
+        runs |= {name: (peers[name], "qmix", keys) for name, keys in task.peers.items() if name in peers}
         rounds: dict[str, list[dict]] = {name: [] for name in runs}
         for n in range(args.rounds):
-            for run, (root, python, config, keys) in runs.items():
+            for run, (where, config, keys) in runs.items():
                 if run == "jaxmarl":
-                    found = measure_jaxmarl(root, python, keys, steps, n + 1, args.device)
+                    found = measure_jaxmarl(where, keys, steps, n + 1, args.device)
                 else:
                     seeded = keys | {"seed": n + 1, "use_cuda": args.device == "cuda"}
-                    found = measure(root, python, config, task.env, seeded, task.after, steps)
+                    found = measure(where, config, task.env, seeded, task.after, steps)
                 rounds[run].append(found)
                 print(f"{name} {run}: {found}", flush=True)
         what = {"env": task.env, "keys": task.keys, "device": args.device}
         limits = {config: ask_fresh(__file__, what | {"config": config}) for config in args.configs}
         table[name] = {"what": task.what, "rounds": rounds, "limits": limits}
         print(as_text(name, **table[name]), flush=True)
-    publish(args.name, vars(args) | {"peer": list(peers), "peer_python": list(pythons)}, table=table)
+    publish(args.name, vars(args), table=table)
 
 
-def measure(root: Path, python: str, config: str, env: str, keys: dict, after: int, steps: int) -> dict:
+def measure(base: Peer, config: str, env: str, keys: dict, after: int, steps: int) -> dict:
     """Steps per second of one run here or of EPyMARL's, its seconds to the first line of statistics, and its pace."""
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
-        if root != ROOT:
-            shutil.copytree(root / "src", where / "src")
+        if base.path != ROOT:
+            shutil.copytree(base.path / "src", where / "src")
             (where / "smaclite.py").touch()  # EPyMARL imports it whatever the environment is
         keys = QUIET | keys | {"t_max": after + steps}
-        if root == ROOT:
+        if base.path == ROOT:
             keys |= {"local_results_path": str(where / "results")}
-        command = [python, "src/main.py", f"--config={config}", f"--env-config={env}", "with"]
+        command = [base.python, "src/main.py", f"--config={config}", f"--env-config={env}", "with"]
         command += [f"{key}={value}" for key, value in keys.items()]
         started = datetime.now().timestamp()
         done = subprocess.run(
             command,
-            cwd=ROOT if root == ROOT else where,
+            cwd=ROOT if base.path == ROOT else where,
             env=os.environ | {"PYTHONPATH": str(where)},
             capture_output=True,
             text=True,
@@ -168,11 +164,11 @@ def measure(root: Path, python: str, config: str, env: str, keys: dict, after: i
     return pace([line for line in lines if line[0] >= after], trained) | {"start_seconds": times[0] - started}
 
 
-def measure_jaxmarl(root: Path, python: str, keys: dict, steps: int, seed: int, device: str) -> dict:
+def measure_jaxmarl(peer: Peer, keys: dict, steps: int, seed: int, device: str) -> dict:
     """The same of JaxMARL's QMIX, from its first updates on. All is compiled before it begins to play."""
     import yaml
 
-    folder = root / "baselines/QLearning"
+    folder = peer.path / "baselines/QLearning"
     values = yaml.safe_load((folder / "config/config.yaml").read_text())
     learner = yaml.safe_load((folder / "config/alg/ql_rnn_smax.yaml").read_text())
     total = (JAXMARL_ROWS + 1) * learner["NUM_STEPS"] * learner["NUM_ENVS"] + steps
@@ -185,14 +181,14 @@ def measure_jaxmarl(root: Path, python: str, keys: dict, steps: int, seed: int, 
         started = datetime.now().timestamp()
         done = subprocess.run(
             [
-                python,
+                peer.python,
                 "-c",
                 "import json, sys, qmix_rnn; qmix_rnn.single_run(json.loads(sys.argv[1]))",
                 json.dumps(values),
             ],
             cwd=stubs,
             env=os.environ
-            | {"PYTHONPATH": f"{stubs}:{root}:{folder}"}
+            | {"PYTHONPATH": f"{stubs}:{peer.path}:{folder}"}
             | ({"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}),
             capture_output=True,
             text=True,

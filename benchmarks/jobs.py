@@ -3,6 +3,7 @@
 Finished runs are appended to a file of lines at once, so that a sweep that was stopped goes on where it was.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -204,15 +205,34 @@ def summarise_tasks(values: dict[str, list[float]], resamples: int = 5000) -> di
     }
 
 
-def checkouts(named: list[str]) -> dict[str, Path]:
-    """What `--peer NAME=PATH` gives: folders by name."""
-    found = {}
-    for text in named:
-        name, _, path = text.partition("=")
-        if not Path(path, ".").is_dir() or not path:
-            sys.exit(f"error: --peer {text}: give NAME=PATH of a checkout, such as epymarl=../epymarl")
-        found[name] = Path(path).resolve()
-    return found
+@dataclass(frozen=True)
+class Peer:
+    """Another code base: its checkout, and the Python that it runs in."""
+
+    path: Path
+    python: str
+
+
+def add_peers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout to compare with")
+    parser.add_argument("--peer-python", action="append", default=[], metavar="NAME=PYTHON", help="this one by default")
+
+
+def read_peers(args: argparse.Namespace) -> dict[str, Peer]:
+    """What these options give, by name; from then on they hold names alone."""
+    pythons = dict(text.partition("=")[::2] for text in args.peer_python)
+    peers = {}
+    for name, _, path in (text.partition("=") for text in args.peer):
+        if not path or not Path(path).is_dir():
+            sys.exit(f"error: --peer {name}={path}: no such folder; give NAME=PATH, such as epymarl=../epymarl")
+        python = shutil.which(pythons.pop(name, sys.executable))
+        if python is None:
+            sys.exit(f"error: --peer-python {name}: no such program")
+        peers[name] = Peer(Path(path).resolve(), os.path.abspath(python))  # links in virtual environments must stay
+    if pythons:
+        sys.exit(f"error: --peer-python {next(iter(pythons))}: no --peer has this name")
+    args.peer, args.peer_python = list(peers), []
+    return peers
 
 
 def publish(name: str, settings: Mapping, **found: object) -> None:

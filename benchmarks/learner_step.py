@@ -22,7 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from jobs import ROOT, checkouts, publish
+from jobs import ROOT, Peer, add_peers, publish, read_peers
 
 SHAPES = {  # agents, observation, state, actions
     "3m": (3, 75, 72, 8),
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", default=None, help="algorithms; all by default")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--lengths", nargs="+", choices=["full", "realistic"], default=["full", "realistic"])
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout to compare with")
+    add_peers(parser)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=5, help="in a round")
@@ -51,7 +51,7 @@ def main() -> None:
         work(**json.loads(args.worker))
         return
     configs = args.configs or sorted(path.stem for path in (ROOT / "src/config/algs").glob("*.yaml"))
-    peers = {name: path for name, path in checkouts(args.peer).items() if (path / "src/learners").is_dir()}
+    peers = {name: peer for name, peer in read_peers(args).items() if (peer.path / "src/learners").is_dir()}
     table = {}
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.busy)]
     for shape in args.shapes:
@@ -63,11 +63,11 @@ def main() -> None:
     publish(args.name, vars(args) | {"peer": list(peers)}, table=table)
 
 
-def measure(args, shape: str, lengths: str, configs: list[str], peers: dict[str, Path]) -> dict:
+def measure(args, shape: str, lengths: str, configs: list[str], peers: dict[str, Peer]) -> dict:
     """Milliseconds of an update, by name: medians of rounds, which all take in turn."""
     common = {"shape": shape, "lengths": lengths, "threads": args.threads, "device": args.device}
-    workers = {name: Worker(config=name, path="", **common) for name in configs}
-    workers |= {name: Worker(config="qmix", path=str(path), **common) for name, path in peers.items()}
+    workers = {name: Worker(sys.executable, config=name, path="", **common) for name in configs}
+    workers |= {name: Worker(peer.python, config="qmix", path=str(peer.path), **common) for name, peer in peers.items()}
     rounds: dict[str, list[float]] = {name: [] for name in workers}
     failed = {name: worker.error for name, worker in workers.items() if worker.error}
     for _ in range(args.rounds):
@@ -106,10 +106,10 @@ def as_text(title: str, table: dict, peers: list[str]) -> str:
 class Worker:
     """One code base's learner in a process of its own."""
 
-    def __init__(self, **what):
+    def __init__(self, python: str, **what):
         threads = {"OMP_NUM_THREADS": str(what["threads"]), "MKL_NUM_THREADS": str(what["threads"])}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", json.dumps(what)],
+            [python, __file__, "--worker", json.dumps(what)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
