@@ -128,6 +128,15 @@ def test_what_is_computed_aside_counts(module):
         torch.set_num_threads(threads)
 
 
+def test_products_of_onednn_count(module):
+    limits = module("limits")
+    if not limits.HAS_ONEDNN:
+        pytest.skip("this torch has no product by oneDNN")
+    x, weight = torch.ones(2, 3, 5), torch.ones(7, 5)
+    flops, _ = limits.count(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+    assert flops == 2 * (2 * 3) * 5 * 7
+
+
 def test_a_small_task_end_to_end(table_of, module, monkeypatch):
     end_to_end = module("end_to_end")
     keys = {"env_args.game": "two_step", "batch_size": 8, "batch_size_run": 4, "updates_per_episode": 0.1}
