@@ -29,6 +29,7 @@ from modules.agents.sharing import assign_groups
 from objectives.gate import MEASURED
 from runners import REGISTRY as runner_REGISTRY
 from runners.game_tables import format_tables
+from runners.overlapped_runner import OverlappedRunner
 from runners.spectator import Watched, watch_episode
 from utils import models
 from utils.acceleration import accelerate
@@ -136,11 +137,19 @@ def _prepare(config, log, times_resumed: int = 0):
     return args
 
 
+def make_runner(args, logger: Logger) -> Any:
+    """The runner, in a process of its own if `overlap` says so and there is something to learn meanwhile."""
+    runner_class = resolve("runner", args.runner, runner_REGISTRY)
+    if args.overlap and not (args.evaluate or args.offline):
+        return OverlappedRunner(runner_class, args, logger)
+    return runner_class(args, logger)
+
+
 @contextlib.contextmanager
 def _running(args, logger: Logger) -> Iterator[Any]:
     """The runner, closed in the end."""
     try:
-        runner = resolve("runner", args.runner, runner_REGISTRY)(args, logger)
+        runner = make_runner(args, logger)
         try:
             yield runner
         finally:

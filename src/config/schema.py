@@ -75,6 +75,7 @@ class Run(Section):
     env_deadline: Positive
     env_crash_limit: Count
     env_lockstep: bool
+    overlap: bool
     bootstrap_time_limit: bool
     test_nepisode: Count
     test_interval: Count
@@ -794,6 +795,9 @@ def _offline_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     if config["save_dataset"] and config["evaluate"]:
         message = "python src/dataset.py records a model's play; leave save_dataset empty"
         yield message, "save_dataset", "evaluate"
+    if config["overlap"] and config["learner"] in ON_POLICY:
+        message = "it learns from the play of its own present policies, and this would be a round old"
+        yield f"{message}; set overlap=False", "overlap", "learner"
     if config["offline"] and config["learner"] in ON_POLICY:
         message = "it learns from the play of its own present policies, which no file holds; --config=icq is for files"
         yield message, "offline", "learner"
