@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from utils.shapes import is_mapped
+
 
 class NonFiniteError(ArithmeticError):
     """A loss or gradient is NaN or infinite. `terms` are the parts it was made of, `culprit` the first bad one."""
@@ -50,7 +52,7 @@ class Packing:
         It pays on a CPU only: on a GPU shapes that change with every batch cost more than rows that tell nothing.
         """
         filled = batch["filled"]
-        if filled.device.type != "cpu":
+        if filled.device.type != "cpu" or is_mapped(filled):
             return None
         lengths, T = filled.sum(dim=(1, 2)), filled.shape[1]
         dense = lengths.sum() > 0.9 * T * len(lengths)

@@ -18,6 +18,11 @@ def check_shape(name: str, tensor: torch.Tensor, expected: tuple) -> None:
         raise ValueError(f"{name} must have shape ({wanted}), got {shape}")
 
 
+def is_mapped(tensor: torch.Tensor) -> bool:
+    """Whether `torch.vmap` runs over this tensor now, so that no shape may depend on what it holds."""
+    return torch._C._functorch.is_batchedtensor(tensor)
+
+
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean of `values` where `mask` is 1. Both have the same shape; what stands where the mask is 0 has no effect."""
     check_same_shape(values=values, mask=mask)

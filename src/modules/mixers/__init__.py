@@ -17,7 +17,7 @@ from modules.mixers.qmix_concave import ConcaveQMixer
 from modules.mixers.vdn import VDNMeanMixer, VDNMixer
 from utils.networks import knows
 from utils.registry import lazy
-from utils.shapes import check_shape
+from utils.shapes import check_shape, is_mapped
 
 # Each is called with the run's args. Those that not every learner can use are imported when asked for, so that
 # docs/plugins.md need not carry their files elsewhere.
@@ -46,7 +46,8 @@ class InStates:
         self.mixer = mixer
         self.shape = states.shape[:2]
         self.index = None  # of the played steps, where the others are left out
-        if mask is not None and mask.device.type == "cpu" and mask.mean() < 0.9 and mask.any():
+        packs = mask is not None and mask.device.type == "cpu" and not is_mapped(mask)
+        if mask is not None and packs and mask.mean() < 0.9 and mask.any():
             self.index = mask.flatten().nonzero().squeeze(1)
         self.states = self._pack(states)
         self.here: Any = (

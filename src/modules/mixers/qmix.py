@@ -73,7 +73,7 @@ class _QMixerAt:
         """
         contributions = chosen.unsqueeze(-1) * self.w1  # (B, T, N, E)
         others = contributions.sum(dim=2, keepdim=True) + self.b1.unsqueeze(2) - contributions
-        return _SecondLayer.apply(qs, others, self.w1, self.w2) + self.v.unsqueeze(-1)
+        return _SecondLayer.apply(qs, others, self.w1, self.w2)[0] + self.v.unsqueeze(-1)
 
 
 class _SecondLayer(torch.autograd.Function):
@@ -84,14 +84,27 @@ class _SecondLayer(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, others, w1, w2):
+    def forward(q, others, w1, w2):  # pyright: ignore[reportIncompatibleMethodOverride]
         B, T, N, A = q.shape
         hidden = F.elu_(torch.addcmul(others.unsqueeze(3), q.unsqueeze(-1), w1.unsqueeze(3)))  # (B, T, N, A, E)
-        ctx.save_for_backward(q, hidden, w1, w2)
-        return torch.matmul(hidden.view(B, T, N * A, -1), w2.unsqueeze(-1)).view(B, T, N, A)
+        return torch.matmul(hidden.view(B, T, N * A, -1), w2.unsqueeze(-1)).view(B, T, N, A), hidden
 
     @staticmethod
-    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def setup_context(ctx, inputs, output):
+        (q, _, w1, w2), (_, hidden) = inputs, output
+        ctx.mark_non_differentiable(hidden)
+        ctx.save_for_backward(q, hidden, w1, w2)
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What is mapped over joins the episodes: no weight is shared among them."""
+        n = info.batch_size
+        rows = [x.expand(n, *x.shape) if d is None else x.movedim(d, 0) for x, d in zip(inputs, in_dims, strict=True)]
+        found = _SecondLayer.apply(*(x.flatten(0, 1) for x in rows))
+        return tuple(x.unflatten(0, (n, -1)) for x in found), (0, 0)
+
+    @staticmethod
+    def backward(ctx, grad, _):  # pyright: ignore[reportIncompatibleMethodOverride]
         q, hidden, w1, w2 = ctx.saved_tensors
         B, T, N, A = q.shape
         E = w2.shape[-1]
