@@ -14,6 +14,7 @@ import torch
 from envs.scene import Field, Piece
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from utils.errors import UserError
+from utils.seeding import RandomRows
 
 RIGHT, DOWN, LEFT, UP, STAY, CATCH = range(6)  # the numbers of the paper's code
 GONE = 0  # the cell, outside the field, of caught stags and of the agents that caught them
@@ -54,7 +55,7 @@ class StagHuntVectorEnv(VectorEnv):
         reward: of a catch.
         punishment: of a catch by too few, <= 0: the paper's p.
         time_limit: steps of an episode.
-        seed: of everything random; None: another one every time.
+        seed: of everything random; None: another one every time; several: of equal parts of the environments.
 
     Raises:
         UserError: the field is too small.
@@ -72,7 +73,7 @@ class StagHuntVectorEnv(VectorEnv):
         reward: float,
         punishment: float,
         time_limit: int,
-        seed: int | None,
+        seed: int | list[int] | None,
     ):
         if n_agents + n_stags > size**2:
             raise UserError(
@@ -99,11 +100,7 @@ class StagHuntVectorEnv(VectorEnv):
         near = torch.arange(-sight, sight + 1, device=device)
         self._window = (near.unsqueeze(1) * width + near).flatten()  # (K,) from a cell to those in sight of it
 
-        self._generator = torch.Generator(device)
-        if seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(seed)
+        self._random = RandomRows.seeded(seed, device)
         self.reset()
 
     def reset(self) -> Observation:
@@ -165,13 +162,13 @@ class StagHuntVectorEnv(VectorEnv):
             "stags": self._stags,
             "steps": self._steps,
             "lone_catches": self._lone_catches,
-            "random": self._generator.get_state(),
+            "random": self._random.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._agents, self._stags = state["agents"], state["stags"]
         self._steps, self._lone_catches = state["steps"], state["lone_catches"]
-        self._generator.set_state(state["random"])
+        self._random.load_state_dict(state["random"])
 
     def _draw(self) -> Draws:
         agents = self._uniform(self.n_agents).argsort(dim=1)
@@ -253,4 +250,6 @@ class StagHuntVectorEnv(VectorEnv):
         return Observation(obs, state, avail)
 
     def _uniform(self, size: int) -> torch.Tensor:
-        return torch.rand(self.n_envs, size, device=self.device, generator=self._generator)
+        return self._random(
+            lambda rows, generator: torch.rand(rows, size, device=self.device, generator=generator), self.n_envs
+        )

@@ -115,7 +115,7 @@ class ManySeeds:
         return [found[seed] for seed in seeds]
 
     def acting_mac(self) -> Any:
-        """A controller whose agents are those of all seeds: the rows that it is given are N equal parts, one of each."""
+        """A controller whose agents are those of all seeds: what it is given has N equal parts, one for each."""
         mac = copy.copy(self.model.mac)
         prefix = _Networks.name_of("mac.agent")
         state = {}

@@ -246,8 +246,7 @@ class VectorRunner:
             self.t_env += self.batch_size if outcome.rows is None else len(outcome.rows)
             rows = ended.nonzero().flatten().tolist()
             finished = rollout.take(rows, outcome) if rows else None
-            for e in rows:
-                self._count(self.train_statistics, rollout, e, outcome)
+            self._count(self.train_statistics, rollout, rows, outcome)
             rollout.advance(outcome, ended)
             if finished is not None:
                 break
@@ -262,8 +261,7 @@ class VectorRunner:
         statistics = EpisodeStatistics("test_")
         with self.test_random:
             for rollout, outcome, rows in self._test_episodes(n_episodes):
-                for e in rows:
-                    self._count(statistics, rollout, e, outcome)
+                self._count(statistics, rollout, rows, outcome)
         summary = statistics.summary()
         statistics.log(self.logger, self.t_env)
         return summary
@@ -290,7 +288,7 @@ class VectorRunner:
         n_envs = test_env.n_envs
         rollout = self.rollout_class(test_env, self._new_batch, self.mac, self.args.device)
         rollout.start()
-        remaining = [n_episodes // n_envs + (e < n_episodes % n_envs) for e in range(n_envs)]
+        remaining = self._shares(n_episodes, n_envs)
         while any(remaining):
             outcome, ended = rollout.step(self.t_env, test_mode=True)
             rows = [e for e in ended.nonzero().flatten().tolist() if remaining[e] > 0]
@@ -300,6 +298,10 @@ class VectorRunner:
                 yield rollout, outcome, rows
             rollout.advance(outcome, ended)
             rollout.rest([e for e in range(n_envs) if remaining[e] == 0])
+
+    def _shares(self, n_episodes: int, n_envs: int) -> list[int]:
+        """How many of the episodes each environment plays."""
+        return [n_episodes // n_envs + (e < n_episodes % n_envs) for e in range(n_envs)]
 
     def _testing_env(self) -> VectorEnv:
         if self.test_env is None:
@@ -315,7 +317,18 @@ class VectorRunner:
         self.train_statistics.log(self.logger, self.t_env)
         self.logger.log_stat("epsilon", self.mac.action_selector.epsilon, self.t_env)
 
-    @staticmethod
-    def _count(statistics: EpisodeStatistics, rollout: Rollout, e: int, outcome: VectorStep) -> None:
-        info = {key: float(value[e]) for key, value in outcome.info.items()}
-        statistics.add(float(rollout.returns[e]), int(rollout.steps[e]), info)
+    def _count(self, statistics: EpisodeStatistics, rollout: Rollout, rows: list[int], outcome: VectorStep) -> None:
+        """Add the episodes of these environments, which have just ended, to the statistics."""
+        for _, *episode in ended_episodes(rollout, rows, outcome):
+            statistics.add(*episode)
+
+
+def ended_episodes(
+    rollout: Rollout, rows: list[int], outcome: VectorStep
+) -> Iterator[tuple[int, float, int, dict[str, float]]]:
+    """The number, return, length and final info of these environments, brought to the host at once."""
+    if not rows:
+        return
+    values = torch.stack([rollout.returns, rollout.steps, *outcome.info.values()])[:, rollout.rows[rows]]
+    for e, (episode_return, length, *info) in zip(rows, values.T.tolist(), strict=True):
+        yield e, episode_return, int(length), dict(zip(outcome.info, info, strict=True))
