@@ -271,6 +271,17 @@ class ReplayBuffer(EpisodeBatch):
         )
 
 
+def joined(batches: list[EpisodeBatch]) -> EpisodeBatch:
+    """The episodes of batches of the same scheme and length, one behind the other."""
+    data = [batch.data for batch in batches]
+    return batches[0].over(
+        SimpleNamespace(
+            transition_data={k: torch.cat([x.transition_data[k] for x in data]) for k in data[0].transition_data},
+            episode_data={k: torch.cat([x.episode_data[k] for x in data]) for k in data[0].episode_data},
+        )
+    )
+
+
 def stored_fields(scheme: Mapping, groups: Mapping, preprocess: Mapping) -> dict:
     """Field -> (shape without episodes and steps, dtype, episode_const), for the fields that take memory."""
     derived = {name for name, _ in preprocess.values()}

@@ -62,6 +62,7 @@ class Run(Section):
     name: FileName
     label: str
     seed: Seed
+    seeds: Count
     t_max: Count
     use_cuda: bool
     require_cuda: bool

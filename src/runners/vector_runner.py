@@ -184,7 +184,7 @@ class VectorRunner:
         self.episode_limit = self.env.episode_limit
         self.t = 0
         self.t_env = 0
-        self.train_statistics = EpisodeStatistics("")
+        self.train_statistics = self._new_statistics("")
         self.log_train_stats_t = -args.runner_log_interval - 1
 
     def setup(self, scheme, groups, preprocess, mac) -> None:
@@ -240,6 +240,10 @@ class VectorRunner:
         """
         if test_mode:
             raise ValueError("the vector runner evaluates by evaluate(n_episodes), not by run(test_mode=True)")
+        return self._play_on()[1]
+
+    def _play_on(self) -> tuple[list[int], EpisodeBatch]:
+        """`run`, and the environments that played these episodes."""
         rollout = self.rollout
         while True:
             outcome, ended = rollout.step(self.t_env, False, self.args.bootstrap_time_limit)
@@ -253,12 +257,12 @@ class VectorRunner:
         if self.t_env - self.log_train_stats_t >= self.args.runner_log_interval:
             self._log_statistics()
             self.log_train_stats_t = self.t_env
-        return finished
+        return rows, finished
 
     @torch.no_grad()
     def evaluate(self, n_episodes: int) -> dict[str, float]:
         """Play exactly `n_episodes` test episodes, log their statistics and return them."""
-        statistics = EpisodeStatistics("test_")
+        statistics = self._new_statistics("test_")
         with self.test_random:
             for rollout, outcome, rows in self._test_episodes(n_episodes):
                 self._count(statistics, rollout, rows, outcome)
@@ -302,6 +306,9 @@ class VectorRunner:
     def _shares(self, n_episodes: int, n_envs: int) -> list[int]:
         """How many of the episodes each environment plays."""
         return [n_episodes // n_envs + (e < n_episodes % n_envs) for e in range(n_envs)]
+
+    def _new_statistics(self, prefix: str) -> EpisodeStatistics:
+        return EpisodeStatistics(prefix)
 
     def _testing_env(self) -> VectorEnv:
         if self.test_env is None:
