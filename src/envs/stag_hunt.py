@@ -132,7 +132,7 @@ class StagHuntVectorEnv(VectorEnv):
         self._shown = self._agents, self._stags
         ended = terminated | truncated
         if ended.any():
-            agents, stags = self._place()
+            agents, stags = self._place(ended)
             self._agents = torch.where(ended.unsqueeze(1), agents, self._agents)
             self._stags = torch.where(ended.unsqueeze(1), stags, self._stags)
             self._steps = self._steps.masked_fill(ended, 0)
@@ -174,9 +174,9 @@ class StagHuntVectorEnv(VectorEnv):
         agents = self._uniform(self.n_agents).argsort(dim=1)
         return Draws(agents, self._uniform(self.n_stags).argsort(dim=1), self._uniform(self.n_stags))
 
-    def _place(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Different random cells of the field for agents (E, N) and stags (E, M)."""
-        cells = self._field[self._uniform(len(self._field)).argsort(dim=1)]
+    def _place(self, wanted: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Different random cells of the field for agents (E, N) and stags (E, M), where they are wanted (E,) bool."""
+        cells = self._field[self._uniform(len(self._field), wanted).argsort(dim=1)]
         return cells[:, : self.n_agents], cells[:, self.n_agents : self.n_agents + self.n_stags]
 
     def _move_agents(self, actions: torch.Tensor, draws: Draws, taken: torch.Tensor) -> None:
@@ -249,7 +249,7 @@ class StagHuntVectorEnv(VectorEnv):
         avail = torch.cat([moves, torch.ones_like(catch), catch], dim=2).to(torch.int32)
         return Observation(obs, state, avail)
 
-    def _uniform(self, size: int) -> torch.Tensor:
+    def _uniform(self, size: int, wanted: torch.Tensor | None = None) -> torch.Tensor:
         return self._random(
-            lambda rows, generator: torch.rand(rows, size, device=self.device, generator=generator), self.n_envs
+            lambda rows, generator: torch.rand(rows, size, device=self.device, generator=generator), self.n_envs, wanted
         )

@@ -25,11 +25,13 @@ class SeedStatistics:
     def summary(self) -> list[dict[str, float]]:
         return [one.summary() for one in self.of]
 
-    def log(self, _logger, t_env: int) -> None:
-        """Log the summary of every seed that has played an episode, and start anew."""
+    def log(self, _logger, t_env: int, **more: float) -> None:
+        """Log the summary of every seed that has played an episode, and what else there is; start anew."""
         for one, logger in zip(self.of, self.loggers, strict=True):
             if one.returns:
                 one.log(logger, t_env)
+                for key, value in more.items():
+                    logger.log_stat(key, value, t_env)
 
 
 class SeedsRunner(VectorRunner):
@@ -89,9 +91,7 @@ class SeedsRunner(VectorRunner):
         return super()._shares(n_episodes, n_envs // self.n_seeds) * self.n_seeds
 
     def _log_statistics(self) -> None:
-        self.train_statistics.log(None, self.t_env)
-        for logger in self.loggers:
-            logger.log_stat("epsilon", self.mac.action_selector.epsilon, self.t_env)
+        self.train_statistics.log(None, self.t_env, epsilon=self.mac.action_selector.epsilon)
 
 
 class SeedPart:

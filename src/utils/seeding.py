@@ -56,11 +56,27 @@ class RandomRows:
                 generators[-1].manual_seed(one)
         return cls(generators)
 
-    def __call__(self, draw: Callable[[int, torch.Generator | None], torch.Tensor], rows: int) -> torch.Tensor:
-        """(rows, ...) from `draw`, which gives as many rows as it is told from a generator."""
+    def __call__(
+        self,
+        draw: Callable[[int, torch.Generator | None], torch.Tensor],
+        rows: int,
+        wanted: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(rows, ...) from `draw`, which gives as many rows as it is told from a generator.
+
+        Args:
+            wanted: (rows,) bool. A seed that wants none of its rows draws nothing, as it would alone; what it gets means
+                nothing.
+        """
         if not self.generators:
             return draw(rows, None)
-        return torch.cat([draw(rows // len(self.generators), generator) for generator in self.generators])
+        share = rows // len(self.generators)
+        wants = None if wanted is None else wanted.view(-1, share).any(dim=1).tolist()
+        if wants is None or all(wants):
+            return torch.cat([draw(share, generator) for generator in self.generators])
+        found = [draw(share, generator) if wants[n] else None for n, generator in enumerate(self.generators)]
+        nothing = torch.zeros_like(next(part for part in found if part is not None))
+        return torch.cat([nothing if part is None else part for part in found])
 
     def state_dict(self) -> dict[str, Any]:
         return {"generators": [generator.get_state() for generator in self.generators]}
