@@ -98,6 +98,7 @@ def main(argv: list[str]) -> int:
 
     @experiment.main
     def train(_run, _log):
+        assert config is not None  # then there would be help only
         try:
             # torch and the environments load only when there is something to run
             if config["seeds"] > 1:

@@ -117,7 +117,7 @@ class Seeds:
         log.info("%s at once, each with what follows; they write no checkpoints", self._named())
         self.experiments[0].announce()
         started = time.monotonic()
-        progress = SpreadProgress(Loggers([one.logger for one in self.experiments]), 0, self.args.t_max, "steps")
+        progress = SpreadProgress([one.logger for one in self.experiments], self.args.t_max)
         try:
             while runner.t_env <= self.args.t_max:
                 self._round(progress)
@@ -182,22 +182,17 @@ class Seeds:
         sys.stdout.flush()
 
 
-class Loggers:
-    """What a progress table reads of several seeds' loggers."""
-
-    def __init__(self, of: list[Logger]):
-        self.of = of
-        self.stats = of[0].stats
-
-
 class SpreadProgress(Progress):
     """The table of several seeds: mean, least and largest."""
 
     WIDTH = 24
-    logger: Any
+
+    def __init__(self, loggers: list[Logger], t_max: int):
+        super().__init__(loggers[0], 0, t_max, "steps")
+        self.loggers = loggers
 
     def _latest(self, key: str) -> str:
-        values = [value for one in self.logger.of if (value := one.latest(key)) is not None]
+        values = [value for one in self.loggers if (value := one.latest(key)) is not None]
         return _spread(values, 2) if values else "-"
 
 

@@ -9,6 +9,7 @@ Legend: that of `q_learner`, and K seeds at hand of the N, D numbers of a learne
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ class ManySeeds:
         def objective(state, statistics, fields):
             for name in self.model.statistics:
                 setattr(self.model, name, statistics.get(name))
-            one = batch.over(_Fields(fields))
+            one = batch.over(SimpleNamespace(transition_data=fields, episode_data={}))
             found = functional_call(self.networks, state, (self.model.objective, one))
             after = {name: getattr(self.model, name) for name in _known(self.model)}
             pictured = {name: getattr(self.model, name) for name in self.model.pictured}
@@ -246,13 +247,6 @@ class _Networks(nn.Module):
 
     def forward(self, call: Callable, *inputs):
         return call(*inputs)
-
-
-class _Fields:
-    """The data of an `EpisodeBatch`."""
-
-    def __init__(self, transition_data: dict[str, torch.Tensor]):
-        self.transition_data, self.episode_data = transition_data, {}
 
 
 def _tensors(networks: nn.Module) -> dict[str, torch.Tensor]:

@@ -42,9 +42,12 @@ class SeedsRunner(VectorRunner):
         loggers: of every seed.
     """
 
+    train_statistics: Any
+
     def __init__(self, args, loggers: list):
         self.loggers = loggers
         self.n_seeds = len(loggers)
+        self.schemes: tuple[Any, Any, Any] = ({}, {}, {})  # scheme, groups and preprocess, the same for all
         super().__init__(args, loggers[0])
         self.played: list[EpisodeBatch | None] = []
         self._summaries: tuple[int, list[dict[str, float]]] = (-1, [])  # when they were made, of every seed
@@ -84,7 +87,7 @@ class SeedsRunner(VectorRunner):
 
     def _count(self, statistics: Any, rollout: Rollout, rows: list[int], outcome: VectorStep) -> None:
         of_each = rollout.env.n_envs // self.n_seeds
-        for e, *episode in ended_episodes(rollout, rows, outcome):
+        for e, episode in ended_episodes(rollout, rows, outcome):
             statistics.of[e // of_each].add(*episode)
 
     def _shares(self, n_episodes: int, n_envs: int) -> list[int]:

@@ -184,7 +184,7 @@ class VectorRunner:
         self.episode_limit = self.env.episode_limit
         self.t = 0
         self.t_env = 0
-        self.train_statistics = self._new_statistics("")
+        self.train_statistics: Any = self._new_statistics("")
         self.log_train_stats_t = -args.runner_log_interval - 1
 
     def setup(self, scheme, groups, preprocess, mac) -> None:
@@ -326,16 +326,16 @@ class VectorRunner:
 
     def _count(self, statistics: EpisodeStatistics, rollout: Rollout, rows: list[int], outcome: VectorStep) -> None:
         """Add the episodes of these environments, which have just ended, to the statistics."""
-        for _, *episode in ended_episodes(rollout, rows, outcome):
+        for _, episode in ended_episodes(rollout, rows, outcome):
             statistics.add(*episode)
 
 
 def ended_episodes(
     rollout: Rollout, rows: list[int], outcome: VectorStep
-) -> Iterator[tuple[int, float, int, dict[str, float]]]:
-    """The number, return, length and final info of these environments, brought to the host at once."""
+) -> Iterator[tuple[int, tuple[float, int, dict[str, float]]]]:
+    """These environments' numbers, and their returns, lengths and final info, brought to the host at once."""
     if not rows:
         return
     values = torch.stack([rollout.returns, rollout.steps, *outcome.info.values()])[:, rollout.rows[rows]]
     for e, (episode_return, length, *info) in zip(rows, values.T.tolist(), strict=True):
-        yield e, episode_return, int(length), dict(zip(outcome.info, info, strict=True))
+        yield e, (episode_return, int(length), dict(zip(outcome.info, info, strict=True)))

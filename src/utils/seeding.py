@@ -65,8 +65,8 @@ class RandomRows:
         """(rows, ...) from `draw`, which gives as many rows as it is told from a generator.
 
         Args:
-            wanted: (rows,) bool. A seed that wants none of its rows draws nothing, as it would alone; what it gets means
-                nothing.
+            wanted: (rows,) bool. A seed that wants none of its rows draws nothing, as it would alone; what it gets then
+                means nothing.
         """
         if not self.generators:
             return draw(rows, None)

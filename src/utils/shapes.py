@@ -1,6 +1,7 @@
 """Shape checks. torch broadcasts silently, so that (B,T,1) - (B,T,N) is no error; these functions make it one."""
 
 import torch
+from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingImports]
 
 
 def check_same_shape(**tensors: torch.Tensor) -> None:
@@ -20,7 +21,7 @@ def check_shape(name: str, tensor: torch.Tensor, expected: tuple) -> None:
 
 def is_mapped(tensor: torch.Tensor) -> bool:
     """Whether `torch.vmap` runs over this tensor now, so that no shape may depend on what it holds."""
-    return torch._C._functorch.is_batchedtensor(tensor)
+    return is_batchedtensor(tensor)
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
