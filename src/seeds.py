@@ -52,7 +52,7 @@ def run_seeds(sacred_run: Run, config: dict[str, Any], log, observers: Callable[
     def train(number: int) -> dict[str, float]:
         """Begin the records from this one on, and train when all have begun: however it ends, they say so."""
         if number == len(configs):
-            summaries.extend(_train(configs, runs, log))
+            summaries.extend(train_together(configs, runs, log))
         else:
             runs.append(run_beside(sacred_run, configs[number], observers(), lambda: train(number + 1)))
             runs[number]()
@@ -61,7 +61,8 @@ def run_seeds(sacred_run: Run, config: dict[str, Any], log, observers: Callable[
     return train(1)
 
 
-def _train(configs: list[dict[str, Any]], runs: list[Run], log) -> list[dict[str, float]]:
+def train_together(configs: list[dict[str, Any]], runs: list[Run], log) -> list[dict[str, float]]:
+    """Train these configurations, which differ in their seeds alone; returns each one's last test statistics."""
     args = prepare(configs[0], log)
     folder = new_folder(args)
     settings = [

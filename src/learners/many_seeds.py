@@ -61,7 +61,8 @@ class ManySeeds:
         # Runs with the weights of whichever rows it is given.
         self.model = copy.deepcopy(first, {id(x): x for x in (first.logger, first.args)})
         self.networks = _Networks(self.model)
-        for module in self.networks.modules():
+        modules: Any = self.networks.modules()
+        for module in modules:
             if hasattr(module, "fused"):
                 module.fused = False  # torch's own GRU cannot be mapped
         held = [_tensors(_Networks(learner)) for learner in learners]

@@ -1,13 +1,11 @@
 """The batched update of many seeds' learners against each one's own."""
 
-import copy
-
 import pytest
 import torch
 from helpers import gate_state, make_args, make_learner, random_batch, shake, weights
 from torch.testing import assert_close
 
-from components.episode_buffer import EpisodeBatch
+from components.episode_buffer import joined
 from learners.many_seeds import ManySeeds
 from utils.networks import NonFiniteError
 
@@ -24,7 +22,13 @@ CASES = {
     "greedy_qmix, separate utilities": ("greedy_qmix", SEPARATE),
     "greedy_qmix, lagrange": ("greedy_qmix", LAGRANGE),
     "greedy_qmix, stored": ("greedy_qmix", {"behaviour": {"source": "stored"}, "gate": {"metric": "cert"}}),
+    "greedy_qmix, linear": ("greedy_qmix", {"gate": {"joint": "linear"}, "conservative": {"joint": "linear"}}),
     "greedy_vdn": ("greedy_vdn", {}),
+    "m_qmix": ("m_qmix", {}),
+    "greedy_qr_qmix": ("greedy_qr_qmix", {}),
+    "ow_qmix": ("ow_qmix", {}),
+    "qtran": ("qtran", {}),
+    "qplex": ("qplex", {}),
 }
 
 
@@ -35,17 +39,6 @@ def build(case, seeds=(0, 1, 2)):
     for seed, learner in zip(seeds, learners, strict=True):
         shake(learner, 50 + seed, 0.2)
     return args, learners
-
-
-def joined(batches):
-    """The episodes of several batches, one behind the other."""
-    first = batches[0]
-    data = {
-        key: torch.cat([batch.data.transition_data[key] for batch in batches]) for key in first.data.transition_data
-    }
-    joint = copy.copy(first)
-    whole = EpisodeBatch(first.scheme, first.groups, 0, first.max_seq_length, first.data, first.preprocess)
-    return whole.over(type(joint.data)(transition_data=data, episode_data={}))
 
 
 def assert_same(one, other):
