@@ -130,9 +130,9 @@ class ManySeeds:
     def _step(
         self, seeds: list[int], known: Sequence[str], batch: EpisodeBatch, fields: dict[str, torch.Tensor], t_env: int
     ) -> list[NonFiniteError | None]:
-        learners = [self.learners[seed] for seed in seeds]
-        trained = self._rows(self.trained.rows, seeds).detach().requires_grad_()
-        state = self._split(trained, [self._rows(table.rows, seeds) for table in self.others])
+        learners, index = [self.learners[seed] for seed in seeds], self._index(seeds)
+        trained = self.trained.rows[index].detach().requires_grad_()
+        state = self._split(trained, [table.rows[index] for table in self.others])
         before = {name: torch.stack([getattr(learner, name) for learner in learners]) for name in known}
 
         def objective(state, statistics, fields):
@@ -152,15 +152,15 @@ class ManySeeds:
         grad = grad * (self.args.grad_norm_clip / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1)
         for learner in learners:
             set_step_size(learner.optimiser, t_env, self.args)
-        steps = self._rows(self.steps, seeds) + 1
-        moments = [self._rows(moment, seeds) for moment in self.moments]
+        steps = self.steps[index] + 1
+        moments = [moment[index] for moment in self.moments]
         change, moments = OPTIMISERS[self.args.optimizer](
             grad, moments, steps, learners[0].optimiser.param_groups[0]["lr"], self.args
         )
         kept = finite.unsqueeze(1)
         new = [(self.trained.rows, trained.detach() + change), (self.steps, steps)]
         for place, value in [*new, *zip(self.moments, moments, strict=True)]:
-            self._put(place, seeds, torch.where(kept, value, self._rows(place, seeds)))
+            place[index] = torch.where(kept, value, place[index])
         flags = finite.tolist()
         for k, (learner, taken) in enumerate(zip(learners, flags, strict=True)):
             for name, value in {**(after if taken else {}), **pictured}.items():
@@ -172,12 +172,13 @@ class ManySeeds:
         ]
 
     def _move_targets(self, seeds: list[int], share: float) -> None:
-        rows = [self._rows(table.rows, seeds) for table in self.others]
-        state = self._split(self._rows(self.trained.rows, seeds), rows)
+        index = self._index(seeds)
+        rows = [table.rows[index] for table in self.others]
+        state = self._split(self.trained.rows[index], rows)
         with torch.no_grad():
             functional_call(self.networks, state, (self.model._move_targets, share))
         for table, values in zip(self.others, rows, strict=True):
-            self._put(table.rows, seeds, values)
+            table.rows[index] = values
 
     def _log(self, learners, flags: list[bool], stats: dict[str, torch.Tensor], t_env: int) -> None:
         due = [
@@ -196,13 +197,11 @@ class ManySeeds:
             state |= table.split(rows)
         return state
 
-    def _rows(self, table: torch.Tensor, seeds: list[int]) -> torch.Tensor:
-        """The rows of these seeds: (N, D) -> (K, D), in place if they are all."""
-        return table if len(seeds) == len(self.learners) else table[seeds]
-
-    def _put(self, table: torch.Tensor, seeds: list[int], values: torch.Tensor) -> None:
-        if values is not table:
-            table[seeds] = values
+    def _index(self, seeds: list[int]) -> slice | torch.Tensor:
+        """Where the rows of these seeds are; all of them are there already."""
+        if seeds == list(range(len(self.learners))):
+            return slice(None)
+        return torch.tensor(seeds, device=self.steps.device)
 
 
 class AllAgents(nn.Module):

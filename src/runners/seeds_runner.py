@@ -3,6 +3,8 @@
 Legend: N seeds, E environments of each.
 """
 
+from bisect import bisect_left
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,9 +69,9 @@ class SeedsRunner(VectorRunner):
     def collect(self) -> None:
         """Step all environments until an episode ends; `played` has the episodes of each seed, None without any."""
         rows, batch = self._play_on()
-        owners = [row // self.batch_size for row in rows]
-        places = [[k for k, owner in enumerate(owners) if owner == n] for n in range(self.n_seeds)]
-        self.played = [batch[mine] if mine else None for mine in places]
+        owners = [row // self.batch_size for row in rows]  # in ascending order
+        ends = [bisect_left(owners, n) for n in range(self.n_seeds + 1)]
+        self.played = [batch[start:end] if start < end else None for start, end in pairwise(ends)]
 
     def summary_of(self, number: int, n_episodes: int) -> dict[str, float]:
         """One seed's statistics of test episodes at this step, which all seeds play together."""
