@@ -49,7 +49,7 @@ class InStates:
         packs = mask is not None and mask.device.type == "cpu" and not is_mapped(mask)
         if mask is not None and packs and mask.mean() < 0.9 and mask.any():
             self.index = mask.flatten().nonzero().squeeze(1)
-        self.states = self._pack(states)
+        self.states = self._pack(states).contiguous()  # once, not in every hypernetwork
         self.here: Any = (
             mixer.at(self.states) if knows(mixer, "at", "forward") else lambda agent_qs: mixer(agent_qs, self.states)
         )
