@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_a_seed_does_not_depend_on_the_others_to_the_last_bit():
     found = []
     for last in (2, 9):
         configs = [{**config, "seed": seed, "env_args": {**config["env_args"], "seed": seed}} for seed in (0, 1, last)]
-        runs = [Recorded() for _ in configs]
+        runs: list[Any] = [Recorded() for _ in configs]
         train_together(configs, runs, get_logger())
         found.append([run.logged for run in runs])
     assert len(found[0][0]) > 1000
