@@ -100,9 +100,9 @@ def experiment(config: str, env: str, overrides: Mapping[str, object], evaluate:
         evaluate: nothing will be learned, so there is no replay.
     """
     args, logger = prepare(config, env, overrides, evaluate)
-    from run import Experiment, _running
+    from run import Experiment, running
 
-    with _running(args, logger) as runner:
+    with running(args, logger) as runner:
         yield Experiment(args, logger, runner)
 
 
@@ -110,13 +110,13 @@ def prepare(config: str, env: str, overrides: Mapping[str, object], evaluate: bo
     """What `run.Experiment` is built from, but for the runner: arguments and a logger. Sets seeds and threads."""
     add_sources()
     from config.schema import extend, load
-    from run import _prepare
+    from run import prepare as prepare_run
     from utils.logging import Logger
 
     console = logging.getLogger("jobs")
     console.setLevel(logging.WARNING)
     merged = load(config, env, nested(overrides)) | {"evaluate": evaluate}
-    return extend(_prepare(merged, console), unique_token="jobs"), Logger(console)
+    return extend(prepare_run(merged, console), unique_token="jobs"), Logger(console)
 
 
 def add_sources() -> None:

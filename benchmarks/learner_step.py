@@ -176,7 +176,7 @@ def limits(learner, batch, device: str) -> dict[str, float]:
     return {"limit_ms": 1000 * flops / matrix_peak(device), "launch_ms": 1000 * launches * launch_latency(device)}
 
 
-def our_learner(config: str, shape: str, lengths: str, device: str, _path: Path):
+def our_learner(config: str, shape: str, lengths: str, device: str, _path: Path, **more):
     from components.episode_buffer import EpisodeBatch
     from components.transforms import OneHot
     from config.schema import extend, freeze, load
@@ -185,7 +185,7 @@ def our_learner(config: str, shape: str, lengths: str, device: str, _path: Path)
 
     N, O, S, A = SHAPES[shape]
     sizes = {"n_agents": N, "n_actions": A, "obs_shape": O, "state_shape": S, "episode_limit": LIMIT}
-    overrides = SAME | {"use_cuda": device == "cuda", "learner_log_interval": 10**9}
+    overrides = SAME | {"use_cuda": device == "cuda", "learner_log_interval": 10**9} | more
     args = freeze(load(config, "sc2", overrides))
     args = extend(args, device=device, unique_token="benchmark", agent_groups=None, **sizes)
     one_hot = {"actions": ("actions_onehot", [OneHot(A)])}
