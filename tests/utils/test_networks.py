@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from components.episode_buffer import EpisodeBatch
 from modules.agents import REGISTRY
 from utils.networks import (
     NonFiniteError,
@@ -16,6 +17,7 @@ from utils.networks import (
     blend,
     build_optimiser,
     copy_state,
+    once,
     unroll,
     unroll_network,
     unroll_network_features,
@@ -192,7 +194,10 @@ def test_packed_sequences_give_what_padded_ones_give(agent):
 
 def test_packing_is_for_batches_in_which_it_pays():
     def batch(*lengths):
-        return {"filled": (torch.arange(10).view(1, 10, 1) < torch.tensor(lengths).view(-1, 1, 1)).long()}
+        filled = (torch.arange(10).view(1, 10, 1) < torch.tensor(lengths).view(-1, 1, 1)).long()
+        batch = EpisodeBatch({}, {}, len(lengths), 10)
+        batch.update({"filled": filled}, mark_filled=False)
+        return batch
 
     assert Packing.of(batch(10, 10, 9)) is None
     assert Packing.of(batch(10, 5, 4)).counts == [3, 3, 3, 3, 2, 1, 1, 1, 1, 1]
@@ -210,3 +215,30 @@ def test_a_subclass_that_overrides_unroll_alone_is_asked():
     packing, inputs = Packing(torch.tensor([4, 1]), 4), torch.randn(4, 2, 1, 5)
     plain = unroll_network_features(network, inputs, packing)[0]
     torch.testing.assert_close(unroll_network(network, inputs, packing)[:1], 2 * plain[:1])
+
+
+def test_what_is_kept_is_made_anew_when_its_source_changes():
+    owner, x, calls = SimpleNamespace(), torch.ones(3), []
+
+    def double():
+        calls.append(None)
+        return 2 * x
+
+    kept = once(owner, "double", (x,), double)
+    assert once(owner, "double", (x,), double) is kept
+    assert len(calls) == 1
+    x[0] = 5.0
+    assert once(owner, "double", (x,), double).tolist() == [10.0, 2.0, 2.0]
+    x = torch.zeros(3)
+    assert once(owner, "double", (x,), double).tolist() == [0.0, 0.0, 0.0]
+    assert once(SimpleNamespace(), "double", (x,), double).tolist() == [0.0, 0.0, 0.0]
+    assert len(calls) == 4
+
+
+def test_packed_inputs_with_a_gradient_are_not_kept():
+    packing = Packing(torch.tensor([2, 1]), 2)
+    for _ in range(2):  # a graph can be walked once
+        x = torch.ones(2, 2, 3, requires_grad=True)
+        packing.pack(x).sum().backward()
+        assert x.grad is not None
+        assert x.grad.sum() == 9

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from modules.linear import linear, multiply, multiply_columns, pays
+
 
 def run_gru(x: torch.Tensor, hidden_state: torch.Tensor, cell: nn.GRUCell, counts: list[int]) -> torch.Tensor:
     """The cell over packed sequences: x (P, X), memory (R, H) -> the memory after each row (P, H)."""
@@ -46,63 +48,75 @@ class _PackedGRU(torch.autograd.Function):
     Torch's own does both for every step anew, which takes a CPU half as long again, and more than twice as long where
     sequences are packed. With d = dL/dh' the gradient at a step's memory,
 
-        dn = d (1 - z) (1 - n^2),  dz = d (h - n) z (1 - z),  dr = dn m r (1 - r),  dm = dn r,  m = U_n h + b,
+        dn = d (1 - z) (1 - n^2),  dz = d (h - n) z (1 - z),  dm = dn r,  dr = dm m (1 - r),  m = U_n h + b,
 
-    are those before each non-linearity, and dL/dh = d z + [dr, dz] U_rz + dm U_n. A step costs little more than the
-    calls themselves, so tensors are split once.
+    are those before each non-linearity, and dL/dh = d z + [dr, dz, dm] U: every factor of d is known before the first
+    step back, so that a step is one product with all of them and one with U. A step costs little more than the calls
+    themselves, so tensors are split once.
     """
 
     @staticmethod
     def forward(ctx, x, hidden_state, counts, weight_ih, weight_hh, bias_ih, bias_hh):
-        R, H = hidden_state.shape
-        U_rz, U_n = weight_hh.t().contiguous().split([2 * H, H], dim=1)  # (H, 2H), (H, H)
-        bias = torch.cat([bias_ih[: 2 * H] + bias_hh[: 2 * H], bias_ih[2 * H :]])
-        gates = torch.addmm(bias, x, weight_ih.t())  # (P, 3H): r, z and n, once their steps are through
-        memories = torch.cat([hidden_state, x.new_empty(len(x), H)])  # before step 0, and after every row
-        m = x.new_empty(len(x), H)
-        rz, r, z, n = (part.split(counts) for part in (gates[:, : 2 * H], *gates.split(H, dim=1)))
-        after, of_h, bias_n = memories[R:].split(counts), m.split(counts), bias_hh[2 * H :]
+        P, (R, H) = len(x), hidden_state.shape
+        given = linear(x, weight_ih, torch.cat([bias_ih[: 2 * H] + bias_hh[: 2 * H], bias_ih[2 * H :]]))
+        gates = x.new_empty(P, 4 * H)  # r, z, m and n, once their steps are through
+        gates[:, : 2 * H], gates[:, 2 * H : 3 * H] = given[:, : 2 * H], bias_hh[2 * H :]
+        torch.mul(given[:, 2 * H :], 2, out=gates[:, 3 * H :])  # for tanh(y) = 2 s(2y) - 1, in a third of tanh's time
+        memories = torch.cat([hidden_state, x.new_empty(P, H)])  # before step 0, and after every row
+        after, rzm, rz = (part.split(counts) for part in (memories[R:], gates[:, : 3 * H], gates[:, : 2 * H]))
+        r, z, m, n = (part.split(counts) for part in gates.split(H, dim=1))
+        wide = pays(x[: P // len(counts)], weight_hh)
+        U, minus_one = weight_hh.t().contiguous(), x.new_tensor(-1.0)
         for t, h in enumerate(_before(memories, counts)):
-            rz[t].addmm_(h, U_rz).sigmoid_()
-            torch.addmm(bias_n, h, U_n, out=of_h[t])
-            n[t].addcmul_(r[t], of_h[t]).tanh_()
+            if wide:
+                rzm[t].add_(multiply(h, weight_hh))
+            else:
+                rzm[t].addmm_(h, U)
+            rz[t].sigmoid_()
+            n[t].addcmul_(r[t], m[t], value=2).sigmoid_()
+            torch.sub(minus_one, n[t], alpha=-2, out=n[t])
             torch.lerp(n[t], h, z[t], out=after[t])
         if any(ctx.needs_input_grad):
-            ctx.counts = counts
-            ctx.save_for_backward(x, memories, gates, m, weight_ih, weight_hh)
+            ctx.counts, ctx.wide = counts, wide
+            ctx.save_for_backward(x, memories, gates, weight_ih, weight_hh)
         return memories[R:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, memories, gates, m, weight_ih, weight_hh = ctx.saved_tensors
-        counts, H = ctx.counts, m.shape[1]
+        x, memories, gates, weight_ih, weight_hh = ctx.saved_tensors
+        counts, P, H = ctx.counts, len(x), gates.shape[1] // 4
         h = torch.cat(_before(memories, counts))  # (P, H)
-        r, z, n = gates.split(H, dim=1)
-        kept = 1 - z
-        by_n = torch.addcmul(kept, kept, n * n, value=-1)
-        by_z = (h - n).mul_(z).mul_(kept)
-        by_r = torch.addcmul(r, r, r, value=-1).mul_(m)
-        d_gates, d_m = torch.empty_like(gates), torch.empty_like(m)
-        d_rz = d_gates[:, : 2 * H]
-        U_rz, U_n = weight_hh.split([2 * H, H])
-        by_r, by_z, by_n, r, z, grad = (part.split(counts) for part in (by_r, by_z, by_n, r, z, grad))
-        step_r, step_z, step_n = (part.split(counts) for part in d_gates.split(H, dim=1))
-        step_rz, step_m = d_rz.split(counts), d_m.split(counts)
+        r, z, m, n = gates.split(H, dim=1)
+        d_rzm, others = x.new_empty(P, 3, H), x.new_empty(P, 2, H)  # the factors of d, and later what d makes of them
+        (by_r, by_z, by_m), (by_n, kept) = d_rzm.unbind(dim=1), others.unbind(dim=1)
+        kept.copy_(z)
+        rest = 1 - z
+        torch.addcmul(rest, rest, n * n, value=-1, out=by_n)
+        torch.mul((h - n).mul_(z), rest, out=by_z)
+        torch.mul(by_n, r, out=by_m)
+        torch.mul(torch.addcmul(by_m, by_m, r, value=-1), m, out=by_r)
+        step_rzm, step_others, step_kept, grad = (part.split(counts) for part in (d_rzm, others, kept, grad))
         later = x.new_zeros(0, H)  # from the step after, of the sequences that reach it
         for t in reversed(range(len(counts))):
-            d = grad[t].clone()
-            d[: len(later)] += later
-            torch.mul(d, by_n[t], out=step_n[t])
-            torch.mul(d, by_z[t], out=step_z[t])
-            torch.mul(step_n[t], by_r[t], out=step_r[t])
-            torch.mul(step_n[t], r[t], out=step_m[t])
-            later = d.mul_(z[t]).addmm_(step_rz[t], U_rz).addmm_(step_m[t], U_n)
-        d_x = d_gates @ weight_ih if ctx.needs_input_grad[0] else None
-        d_bias = d_gates.sum(dim=0)
-        d_weight_hh = torch.cat([d_rz.t() @ h, d_m.t() @ h])
-        d_bias_hh = torch.cat([d_bias[: 2 * H], d_m.sum(dim=0)])
-        return d_x, later, None, d_gates.t() @ x, d_weight_hh, d_bias, d_bias_hh
+            if len(later) == counts[t]:
+                d = (grad[t] + later).unsqueeze(1)
+            else:
+                d = grad[t].clone().unsqueeze(1)
+                d[: len(later), 0] += later
+            step_others[t].mul_(d)
+            by_U = step_rzm[t].mul_(d).view(-1, 3 * H)
+            if ctx.wide:
+                later = multiply(by_U, weight_hh.t()).add_(step_kept[t])
+            else:
+                later = torch.addmm(step_kept[t], by_U, weight_hh)
+        d_rzm = d_rzm.view(P, 3 * H)
+        d_bias_hh, d_bias_n = d_rzm.sum(dim=0), by_n.sum(dim=0)
+        d_gates = d_rzm.clone()
+        d_gates[:, 2 * H :] = by_n
+        d_x = linear(d_gates, weight_ih.t()) if ctx.needs_input_grad[0] else None
+        d_bias_ih = torch.cat([d_bias_hh[: 2 * H], d_bias_n])
+        return d_x, later, None, multiply_columns(d_gates, x), multiply_columns(d_rzm, h), d_bias_ih, d_bias_hh
 
 
 # In compiled code the GRU is one operation of unknown content: torch would write out every step of it, and compile for

@@ -48,7 +48,7 @@ class InStates:
         self.index = None  # of the played steps, where the others are left out
         if mask is not None and may_look_at(mask) and mask.mean() < 0.9 and mask.any():
             self.index = mask.flatten().nonzero().squeeze(1)
-        self.states = self._pack(states)
+        self.states = self._pack(states).contiguous()  # once, not in every hypernetwork
         self.here: Any = (
             mixer.at(self.states) if knows(mixer, "at", "forward") else lambda agent_qs: mixer(agent_qs, self.states)
         )
