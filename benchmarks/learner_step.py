@@ -189,7 +189,7 @@ def limit(learner, batch, device: str) -> float:
         learner.train(batch, t_env=1, episode_num=1)
     a = torch.randn(2048, 2048, device=device)
     ways = [torch.matmul]
-    if device == "cpu":  # which is the faster one depends on the processor's maker (src/modules/linear.py)
+    if device == "cpu":  # which is the faster one depends on the processor's maker (src/utils/linear.py)
         ways.append(lambda a, b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
     seconds = []
     for multiply in ways * 5:

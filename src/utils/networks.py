@@ -67,7 +67,7 @@ class Packing:
             dense = lengths.sum() > 0.9 * T * len(lengths)
             return None if dense or lengths.min() < 1 else cls(lengths, T)
 
-        return once(batch, "packing", (filled,), build)
+        return keep(batch, "packing", (filled,), build)
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """(T, B, ...) -> (P, ...)"""
@@ -75,7 +75,7 @@ class Packing:
         def build() -> torch.Tensor:
             return x.flatten(0, 1).index_select(0, self.index)
 
-        return build() if x.requires_grad else once(self, "packed", (x,), build)
+        return build() if x.requires_grad else keep(self, "packed", (x,), build)
 
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
         """(P, ...) -> (T, B, ...), 0 in padding."""
@@ -141,10 +141,10 @@ def sequence_inputs(batch, args) -> torch.Tensor:
         return torch.cat(inputs, dim=-1)
 
     name = f"inputs {args.obs_last_action} {args.obs_agent_id}"
-    return once(batch, name, tuple(batch[key] for key in ("obs", "actions", "filled")), build)
+    return keep(batch, name, tuple(batch[key] for key in ("obs", "actions", "filled")), build)
 
 
-def once(owner, name: str, sources: tuple[torch.Tensor, ...], compute: Callable[[], Found]) -> Found:
+def keep(owner, name: str, sources: tuple[torch.Tensor, ...], compute: Callable[[], Found]) -> Found:
     """What `compute` makes of the sources, without gradient, kept by the owner until one of them changes.
 
     Online, target and alternative networks read the same inputs, on two threads. Compiled code computes equal things

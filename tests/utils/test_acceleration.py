@@ -233,6 +233,7 @@ def test_steps_of_padding_change_nothing(alg):
 
 @pytest.mark.usefixtures("traced")
 def test_a_run_learns_from_compiled_updates_of_few_lengths(tmp_path, monkeypatch):
+    torch._dynamo.utils.counters.clear()
     lengths = set()
     train = QLearner.train
     monkeypatch.setattr(

@@ -17,7 +17,7 @@ from utils.networks import (
     blend,
     build_optimiser,
     copy_state,
-    once,
+    keep,
     unroll,
     unroll_network,
     unroll_network_features,
@@ -224,14 +224,14 @@ def test_what_is_kept_is_made_anew_when_its_source_changes():
         calls.append(None)
         return 2 * x
 
-    kept = once(owner, "double", (x,), double)
-    assert once(owner, "double", (x,), double) is kept
+    kept = keep(owner, "double", (x,), double)
+    assert keep(owner, "double", (x,), double) is kept
     assert len(calls) == 1
     x[0] = 5.0
-    assert once(owner, "double", (x,), double).tolist() == [10.0, 2.0, 2.0]
+    assert keep(owner, "double", (x,), double).tolist() == [10.0, 2.0, 2.0]
     x = torch.zeros(3)
-    assert once(owner, "double", (x,), double).tolist() == [0.0, 0.0, 0.0]
-    assert once(SimpleNamespace(), "double", (x,), double).tolist() == [0.0, 0.0, 0.0]
+    assert keep(owner, "double", (x,), double).tolist() == [0.0, 0.0, 0.0]
+    assert keep(SimpleNamespace(), "double", (x,), double).tolist() == [0.0, 0.0, 0.0]
     assert len(calls) == 4
 
 

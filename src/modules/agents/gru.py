@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from modules.linear import linear, multiply, multiply_columns, pays
+from utils.linear import linear, multiply, multiply_columns, pays
 
 
 def run_gru(x: torch.Tensor, hidden_state: torch.Tensor, cell: nn.GRUCell, counts: list[int]) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modules.agents.gru import gru, run_gru
-from modules.linear import Linear
+from utils.linear import Linear
 
 
 class RNNAgent(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modules.behaviour.cloning import RecurrentPolicy, check_episodes, without_padding
-from modules.linear import Linear
+from utils.linear import Linear
 from utils.shapes import check_shape
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modules.linear import Linear
+from utils.linear import Linear
 from utils.shapes import check_shape
 
 

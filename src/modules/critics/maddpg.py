@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modules.linear import Linear, linear
+from utils.linear import Linear, linear
 from utils.shapes import check_same_shape, check_shape
 
 

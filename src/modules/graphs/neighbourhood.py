@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modules.linear import Linear
+from utils.linear import Linear
 from utils.shapes import check_shape
 
 MARGIN = 1e-4  # by which attention must be above its mean, so that rounding decides nothing

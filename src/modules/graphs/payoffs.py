@@ -6,7 +6,7 @@ Legend: N agents, A actions, E edges, H features, K rank; `...` stands for any l
 import torch
 from torch import nn
 
-from modules.linear import Linear, linear
+from utils.linear import Linear, linear
 
 
 class PayoffNetwork(nn.Module):

@@ -6,7 +6,7 @@ g(q, s) = network([q, s]) + v(s). It is not monotone, so no agent could act by i
 import torch
 from torch import nn
 
-from modules.linear import Linear
+from utils.linear import Linear
 from utils.shapes import check_shape
 
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from modules.linear import Linear
-from utils.shapes import check_shape
+from utils.linear import Linear
+from utils.shapes import check_shape, may_look_at
 
 LOG2_E = math.log2(math.e)
 BLOCK = 2**18  # values of the first layer that are in the works at a time: a MiB
@@ -133,5 +133,5 @@ def _first_layer(q: torch.Tensor, others: torch.Tensor, w1: torch.Tensor) -> tup
 def _blocks(q: torch.Tensor, others: torch.Tensor, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """All rows, (B, T, ...) -> (R, ...), so many at a time: q (B, T, N, A), others (B, T, N, E), and more of them."""
     rows = q.shape[0] * q.shape[1]
-    size = max(1, BLOCK // (q[0, 0].numel() * others.shape[-1])) if q.device.type == "cpu" else rows
+    size = max(1, BLOCK // (q[0, 0].numel() * others.shape[-1])) if may_look_at(q) else rows
     return zip(*(x.flatten(0, 1).split(size) for x in (q, others, *tensors)), strict=True)

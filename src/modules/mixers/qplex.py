@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modules.linear import Linear
+from utils.linear import Linear
 from utils.shapes import check_same_shape, check_shape
 
 LEAST_WEIGHT = 1e-10  # keeps weights positive

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from modules.linear import Linear
+from utils.linear import Linear
 from utils.shapes import check_shape
 
 HIDDEN_LAYERS = {"small": 2, "big": 3}

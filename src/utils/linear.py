@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingImports]
 from torch.autograd.function import once_differentiable
 
 LEAST_PRODUCTS = 2**21  # of a matrix product: with fewer, oneDNN's longer preparation costs more than it saves
@@ -32,13 +33,12 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def pays(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether `multiply` is there for x (..., I) and weight (O, I), and faster than torch's own product."""
     return (
-        not torch.compiler.is_compiling()
-        and x.numel() * len(weight) >= LEAST_PRODUCTS
+        x.numel() * len(weight) >= LEAST_PRODUCTS
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
+        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        # vmap does not know oneDNN's product
-        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
+        and peek_interpreter_stack() is None  # vmap does not know oneDNN's product
         and _is_handicapped()
     )
 

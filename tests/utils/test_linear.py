@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modules import linear as module
-from modules.linear import Linear, linear, multiply_columns, pays
+from utils import linear as module
+from utils.linear import Linear, linear, multiply_columns, pays
 
 ROWS = 3000  # enough for every shape here
 SHAPES = [(23, 64), (64, 23), (64, 192), (700, 8), (8, 700)]
