@@ -410,15 +410,16 @@ def probe_run(config) -> dict[str, Any]:
         fields["terminated"][:, steps - 2] = 1
         return peak_bytes(lambda: learner.train(batch, 0, 0))
 
-    _, two, four = (update(episodes) for episodes in (2, 2, 4))  # the first one also makes the optimiser's state
+    few = max(2, 300 // steps)  # enough that the batch takes more than a copy of the parameters
+    _, one, twice = (update(episodes) for episodes in (few, few, 2 * few))  # the first also makes the optimiser's state
     with tempfile.TemporaryDirectory() as folder:
         learner.save_models(folder)
         model_bytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-    each = max(0, four - two) // 2
+    each = max(0, twice - one) // few
     return {
         **{key: int(info[key]) for key in ("n_agents", "n_actions", "obs_shape", "state_shape", "episode_limit")},
         "episode_bytes": episode_bytes(experiment.scheme, experiment.groups, steps),
-        "update_bytes": max(0, two - 2 * each) + each * config["batch_size"],
+        "update_bytes": max(0, one - few * each) + each * config["batch_size"],
         "model_bytes": model_bytes,
         "worker_bytes": worker_bytes,
         "process_bytes": resident_bytes(),

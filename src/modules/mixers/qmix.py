@@ -80,6 +80,9 @@ class _QMixerAt:
         """
         contributions = chosen.unsqueeze(-1) * self.w1  # (B, T, N, E)
         others = contributions.sum(dim=2, keepdim=True) + self.b1.unsqueeze(2) - contributions
+        if torch.compiler.is_compiling():  # which has its own ways not to write all of it to memory
+            hidden = F.elu(others.unsqueeze(3) + qs.unsqueeze(-1) * self.w1.unsqueeze(3))  # (B, T, N, A, E)
+            return (hidden * self.w2[:, :, None, None]).sum(dim=-1) + self.v.unsqueeze(-1)
         return _SecondLayer.apply(qs, others, self.w1, self.w2) + self.v.unsqueeze(-1)
 
 
