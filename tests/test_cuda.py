@@ -23,11 +23,11 @@ TINY = (
         ("qmix", "matrix_games", ("t_max=200",)),
         ("greedy_qmix", "matrix_games", ("t_max=200", "gate.mode=lagrange", "munchausen.bootstrap=soft")),
         ("vdn", "gymma", ("t_max=200", "runner=episode", "batch_size_run=1", "env_args.time_limit=8")),
-        ("qmix", "matrix_games", ("t_max=200", "buffer_cpu_only=True", "agent=rnn_norm")),
+        ("qmix", "matrix_games", ("t_max=200", "buffer_cpu_only=True", "replay_dtype=uint8", "agent=rnn_norm")),
         ("greedy_lica", "matrix_games", ("t_max=200", "updates_per_episode=1.0", "gate.mode=lagrange")),
         ("greedy_maddpg", "matrix_games", ("t_max=200", "conservative.coefficient=lagrange")),
         ("bear", "matrix_games", ("t_max=200", "regulariser.in_values=True")),
-        ("greedy_qmix", "smax", ("t_max=600", "batch_size_run=8", "env_args.time_limit=12")),
+        ("greedy_qmix", "smax", ("t_max=600", "batch_size_run=8", "env_args.time_limit=12", "replay_dtype=float16")),
     ],
 )
 def test_training_and_evaluating_on_the_gpu(alg, env, overrides, tmp_path):
