@@ -318,8 +318,8 @@ def compact(scheme: Mapping, dtype: torch.dtype | None = None) -> dict:
     """The scheme with the types in which a replay keeps its fields.
 
     Whole numbers take the smallest type that holds all of them, observations and states take `dtype` (None: the
-    scheme's). Rewards stay as they are, for targets add them up, and so do probabilities: importance weights divide by
-    them, and a small one would become 0.
+    scheme's). float16 rounds a number by at most 2^-11 of it (2^-25 near 0). Rewards stay as they are, for targets add
+    them up, and so do probabilities: importance weights divide by them, and a small one would become 0.
     """
     types = {"filled": torch.uint8, "avail_actions": torch.uint8}
     if "avail_actions" in scheme:
