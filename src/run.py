@@ -31,6 +31,7 @@ from runners import REGISTRY as runner_REGISTRY
 from runners.game_tables import format_tables
 from runners.spectator import Watched, watch_episode
 from utils import models
+from utils.acceleration import accelerate
 from utils.checkpoints import Checkpoints, Resumption
 from utils.errors import Interrupted, RunFailure, UserError
 from utils.logging import Logger, Progress, format_table
@@ -50,6 +51,7 @@ Shot = lazy("pictures.film:Shot")
 check_film = lazy("pictures.film:check")
 save_film = lazy("pictures.film:save")
 
+LENGTHS = 8  # that batches may have if updates are compiled: each is compiled anew
 NONFINITE_IN_ROW = 100  # updates in a row that are too many to leave out
 NONFINITE_SAVED = 3  # batches of left out updates that are kept to be looked at
 RESUMED_SEED = 1_000_003  # what a resumption adds to the seed of environments
@@ -240,11 +242,14 @@ class Experiment:
             else:
                 parts = (self.scheme, self.groups, args.buffer_size, steps, self.preprocess)
                 self.buffer = ReplayBuffer(*parts, where, dtype)
+            if args.compile:
+                self.buffer.lengths = LENGTHS
         full_scheme = EpisodeBatch(self.scheme, self.groups, 1, 1, preprocess=self.preprocess).scheme
         self.mac = resolve("mac", args.mac, mac_REGISTRY)(full_scheme, self.groups, args)
         self.learner = learner_class(self.mac, full_scheme, logger, args)
         if args.device != "cpu":
             self.learner.cuda()
+        accelerate(self.learner, args)
         self.counters = Counters()
         self.runner.setup(self.scheme, self.groups, self.preprocess, self.mac)
         if args.checkpoint_path:

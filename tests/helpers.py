@@ -19,6 +19,7 @@ import torch
 from plugins.misbehaving import ACTIONS, AGENTS, LIMIT, OBS, STATE, TYPES, Episode, paid, script, shares, shown
 from plugins.misbehaving import ScriptedEnv as ScriptedEnv  # tests name it as helpers:ScriptedEnv
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.episode_buffer import EpisodeBatch
 from components.transforms import OneHot
@@ -534,3 +535,41 @@ def read_run(results, number: int = 1) -> dict:
         "metrics": json.loads((folder / "metrics.json").read_text()) if (folder / "metrics.json").exists() else {},
         "cout": (folder / "cout.txt").read_text(),
     }
+
+
+# --- what the host reads
+
+
+class HostReads(TorchDispatchMode):
+    """Names of what happens inside and would let the host wait for a GPU: values that Python or numpy reads, and
+    shapes that depend on them. Tests count them on a CPU, where nothing has to wait."""
+
+    METHODS = ("tolist", "numpy", "cpu")  # on a CPU these call no operation
+    OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "multinomial")
+
+    def __enter__(self):
+        self.found: list[str] = []
+        self.kept = {name: getattr(torch.Tensor, name) for name in self.METHODS}
+        for name, method in self.kept.items():
+            setattr(torch.Tensor, name, self._counted(name, method))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for name, method in self.kept.items():
+            setattr(torch.Tensor, name, method)
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        if name in self.OPERATIONS or by_mask:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+    def _counted(self, name, method):
+        def call(tensor, *args, **kwargs):
+            self.found.append(name)
+            return method(tensor, *args, **kwargs)
+
+        return call

@@ -190,6 +190,7 @@ class ReplayBuffer(EpisodeBatch):
         ring = _zeros(stored_fields(scheme_of_ring, groups, {}), buffer_size, max_seq_length, device)
         super().__init__(scheme, groups, buffer_size, max_seq_length, ring, preprocess, device)
         self.buffer_size = buffer_size
+        self.lengths: int | None = None  # that sampled batches may have (`rounded_up`); None: as many as there are
         self.inserted = 0  # episodes so far; the next one comes to this number modulo the ring's size
         self._lengths = np.zeros(buffer_size, dtype=np.int64)  # filled steps of each episode, kept on the host
 
@@ -280,11 +281,11 @@ class ReplayBuffer(EpisodeBatch):
         return self.episodes_in_buffer >= batch_size
 
     def sample(self, batch_size: int) -> EpisodeBatch:
-        """`batch_size` different episodes, uniformly drawn, cut after the longest of them."""
+        """`batch_size` different episodes, uniformly drawn, cut after the longest of them or a little later."""
         if not self.can_sample(batch_size):
             raise ValueError(f"cannot sample {batch_size} episodes, the replay holds {self.episodes_in_buffer}")
         rows = np.random.choice(self.episodes_in_buffer, batch_size, replace=False)  # noqa: NPY002  as PyMARL
-        longest = int(self._lengths[rows].max())
+        longest = rounded_up(int(self._lengths[rows].max()), self.max_seq_length, self.lengths)
         index = torch.as_tensor(rows, device=self.device)
         # Cut first, so that the gather copies no padding.
         return self.over(
@@ -295,6 +296,14 @@ class ReplayBuffer(EpisodeBatch):
                 episode_data={k: v.index_select(0, index) for k, v in self.data.episode_data.items()},
             )
         )
+
+
+def rounded_up(length: int, limit: int, lengths: int | None) -> int:
+    """The least of about `lengths` even lengths up to `limit` that holds `length`; with None, `length` itself."""
+    if lengths is None:
+        return length
+    step = -(-limit // lengths)
+    return min(limit, -(-length // step) * step)
 
 
 def stored_fields(scheme: Mapping, groups: Mapping, preprocess: Mapping) -> dict:

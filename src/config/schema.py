@@ -66,6 +66,8 @@ class Run(Section):
     use_cuda: bool
     require_cuda: bool
     torch_threads: Natural
+    precision: Literal["float32", "tf32", "bf16"]
+    compile: bool
     local_results_path: Filled
     env: Name
     runner: Name

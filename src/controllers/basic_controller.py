@@ -61,8 +61,8 @@ class BasicMAC:
         Agents without an `unroll` of their own are stepped, and so are controllers that override what one step does
         without saying what a sequence does: they must train on the inputs that they act on.
         """
-        self.init_hidden(batch.batch_size)
         if not hasattr(self.agent, "unroll") or self._step_is_overridden():
+            self.init_hidden(batch.batch_size)
             return torch.stack([self.forward(batch, t, test_mode) for t in range(batch.max_seq_length)], dim=1)
         return self._to_output(self._run(self.agent, batch), batch["avail_actions"], test_mode)
 

@@ -66,7 +66,7 @@ class ActorCriticLearner(Learner):
         before = self._running()
         for objective in self.objectives(batch):
             found = {part: self._differentiate(part, loss) for part, loss in objective.losses.items()}
-            if not all(torch.isfinite(value) for value in (*objective.losses.values(), *found.values())):
+            if not torch.isfinite(torch.stack([*objective.losses.values(), *found.values()])).all():
                 for name, value in before.items():
                     setattr(self, name, value)
                 raise NonFiniteError({**objective.terms, **{f"{part} gradient norm": found[part] for part in found}})
@@ -101,7 +101,8 @@ class ActorCriticLearner(Learner):
         """Give the parameters of this part, and no others, the loss's clipped gradient; its norm before the clip."""
         gradients = torch.autograd.grad(loss, self.params[part], retain_graph=True, allow_unused=True)
         for parameter, gradient in zip(self.params[part], gradients, strict=True):
-            parameter.grad = gradient
+            # Fused optimisers want gradients that lie in memory as their parameters do.
+            parameter.grad = None if gradient is None else gradient.contiguous()
         return nn.utils.clip_grad_norm_(self.params[part], self.args.grad_norm_clip)
 
     def _move_targets(self, share: float) -> None:

@@ -30,6 +30,7 @@ BLOCKS = ("heads", "conservative", "gate", "munchausen", "behaviour")
 
 class GreedyQLearner(GreedyTerms, QLearner):
     statistics = (*QLearner.statistics, *STATISTICS)
+    shown = ("gap_profile",)
 
     def __init__(self, mac, scheme, logger, args):
         super().__init__(mac, scheme, logger, args)

@@ -83,6 +83,8 @@ class Learner:
 
     # Attributes that change with every batch: running statistics, restored if the update fails.
     statistics: tuple[str, ...] = ("reward_moments",)
+    shown: tuple[str, ...] = ()  # attributes that only tell of the last batch, for pictures
+    compiles = False  # whether `objective` can be compiled: it decides by shapes and settings alone
 
     def __init__(self, mac, logger, args):
         self.args = args
@@ -128,6 +130,8 @@ class Learner:
 
 
 class QLearner(Learner):
+    compiles = True
+
     def __init__(self, mac, scheme, logger, args):
         super().__init__(mac, logger, args)
         self.target_mac = copy.deepcopy(mac)
@@ -147,8 +151,8 @@ class QLearner(Learner):
             NonFiniteError: the loss or a gradient is not finite; nothing was changed.
         """
         before = {name: getattr(self, name) for name in self.statistics}
+        self.optimiser.zero_grad()  # first: compiled code would write the next gradients over these
         objective = self.objective(batch)
-        self.optimiser.zero_grad()
         # The terms are means of half squared errors; the factor makes the TD term PyMARL's squared error, so that
         # its learning rates and gradient clip carry over.
         (2 * objective.loss).backward()

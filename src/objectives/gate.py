@@ -37,7 +37,8 @@ def direct_weights(
         (2,), positive, summing to 1.
     """
     check_shape("gaps", gaps, (2,))
-    prior = torch.tensor([1 - prior_cooperative, prior_cooperative], dtype=gaps.dtype, device=gaps.device)
+    # Made on the device: it would wait for numbers of the host
+    prior = torch.stack([gaps.new_full((), share) for share in (1 - prior_cooperative, prior_cooperative)])
     inverse = prior * (gaps.relu() + eps) ** -p
     return _with_floor(inverse / inverse.sum(), floor)
 

@@ -37,9 +37,9 @@ def munchausen_bonus(log_rho: torch.Tensor, tau, l0, clip: str = "scaled") -> to
         l0: the least value (negative): scaled, in units of the reward; unscaled, a log-probability.
     """
     if clip == "scaled":
-        return (tau * log_rho).clamp(min=l0, max=0.0)
+        return (tau * log_rho).clamp(max=0.0).clamp(min=l0)  # one clamp of both would read a tensor l0 on the host
     if clip == "unscaled":
-        return tau * log_rho.clamp(min=l0, max=0.0)
+        return tau * log_rho.clamp(max=0.0).clamp(min=l0)
     raise ValueError(f"clip must be one of {', '.join(CLIPS)}, got {clip!r}")
 
 

@@ -33,12 +33,12 @@ class ParallelRollout(Rollout):
         outcome = self.env.step(self.actions, turn)
         return outcome, self._settle(self.rows[outcome.rows], outcome, bootstrap_time_limit)
 
-    def advance(self, outcome: VectorStep, ended: torch.Tensor) -> None:
+    def advance(self, outcome: VectorStep, ended: list[int]) -> None:
         self.now = outcome.next
         rows, began = outcome.rows or [], outcome.began or []
         if began:
             self._begin(self.rows[began])
-        self.turn = sorted({row for row in rows if not ended[row]} | set(began))
+        self.turn = sorted(set(rows) - set(ended) | set(began))
 
     def rest(self, rows: list[int]) -> None:
         """These environments need not play on."""

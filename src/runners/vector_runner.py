@@ -93,11 +93,11 @@ class Rollout:
         outcome = self.env.step(actions)
         return outcome, self._settle(ALL, outcome, bootstrap_time_limit)
 
-    def advance(self, outcome: VectorStep, ended: torch.Tensor) -> None:
-        """Go on to the next step; `ended` (E,) bool environments begin an episode with fresh memory."""
+    def advance(self, outcome: VectorStep, ended: list[int]) -> None:
+        """Go on to the next step; environments that ended begin an episode with fresh memory."""
         self.now = outcome.next
-        if ended.any():
-            self._begin(ended)
+        if ended:
+            self._begin(self.rows[ended])
 
     def rest(self, rows: list[int]) -> None:
         """These environments need not play on. A batch that steps as one plays on all the same."""
@@ -109,7 +109,13 @@ class Rollout:
         self._write(at, outcome.final, index)
         for key in self.store.keys() & {"actions", "reward", "terminated", "individual_reward", "behaviour"}:
             self.store[key][at] = 0
-        batch = self.episodes[rows, 1:]
+        fields, constants = self.store.items(), self.episodes.data.episode_data.items()
+        batch = self.episodes.over(
+            SimpleNamespace(
+                transition_data={key: value[:, 1:].index_select(0, index) for key, value in fields},
+                episode_data={key: value.index_select(0, index) for key, value in constants},
+            )
+        )
         # Behind the end, slots still hold their previous episode; padding is zero, as in PyMARL.
         filled = batch["filled"].clone()
         for value in batch.data.transition_data.values():
@@ -159,7 +165,7 @@ class Rollout:
         return ended
 
     def _begin(self, rows: torch.Tensor) -> None:
-        """Begin an episode in these environments (indices, or (E,) bool)."""
+        """Begin an episode in these environments."""
         self.steps[rows] = 0
         self.returns[rows] = 0.0
         self.store["filled"][rows] = 0
@@ -244,11 +250,11 @@ class VectorRunner:
         while True:
             outcome, ended = rollout.step(self.t_env, False, self.args.bootstrap_time_limit)
             self.t_env += self.batch_size if outcome.rows is None else len(outcome.rows)
-            rows = ended.nonzero().flatten().tolist()
+            rows = _where(ended)
             finished = rollout.take(rows, outcome) if rows else None
-            for e in rows:
-                self._count(self.train_statistics, rollout, e, outcome)
-            rollout.advance(outcome, ended)
+            if rows:
+                self._count(self.train_statistics, rollout, rows, outcome)
+            rollout.advance(outcome, rows)
             if finished is not None:
                 break
         if self.t_env - self.log_train_stats_t >= self.args.runner_log_interval:
@@ -262,8 +268,7 @@ class VectorRunner:
         statistics = EpisodeStatistics("test_")
         with self.test_random:
             for rollout, outcome, rows in self._test_episodes(n_episodes):
-                for e in rows:
-                    self._count(statistics, rollout, e, outcome)
+                self._count(statistics, rollout, rows, outcome)
         summary = statistics.summary()
         statistics.log(self.logger, self.t_env)
         return summary
@@ -293,12 +298,13 @@ class VectorRunner:
         remaining = [n_episodes // n_envs + (e < n_episodes % n_envs) for e in range(n_envs)]
         while any(remaining):
             outcome, ended = rollout.step(self.t_env, test_mode=True)
-            rows = [e for e in ended.nonzero().flatten().tolist() if remaining[e] > 0]
+            over = _where(ended)
+            rows = [e for e in over if remaining[e] > 0]
             for e in rows:
                 remaining[e] -= 1
             if rows:
                 yield rollout, outcome, rows
-            rollout.advance(outcome, ended)
+            rollout.advance(outcome, over)
             rollout.rest([e for e in range(n_envs) if remaining[e] == 0])
 
     def _testing_env(self) -> VectorEnv:
@@ -316,6 +322,13 @@ class VectorRunner:
         self.logger.log_stat("epsilon", self.mac.action_selector.epsilon, self.t_env)
 
     @staticmethod
-    def _count(statistics: EpisodeStatistics, rollout: Rollout, e: int, outcome: VectorStep) -> None:
-        info = {key: float(value[e]) for key, value in outcome.info.items()}
-        statistics.add(float(rollout.returns[e]), int(rollout.steps[e]), info)
+    def _count(statistics: EpisodeStatistics, rollout: Rollout, rows: list[int], outcome: VectorStep) -> None:
+        """Count the episodes that ended in these environments: all their numbers come from the device at once."""
+        columns = torch.stack([x.double() for x in (rollout.returns, rollout.steps, *outcome.info.values())])
+        for episode_return, length, *info in columns[:, rollout.rows[rows]].t().tolist():
+            statistics.add(episode_return, int(length), dict(zip(outcome.info, info, strict=True)))
+
+
+def _where(ended: torch.Tensor) -> list[int]:
+    """The environments whose episode ended: the one thing that the host has to read at every step."""
+    return [e for e, over in enumerate(ended.tolist()) if over]

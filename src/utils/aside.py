@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from utils.shapes import may_look_at
+
 T = TypeVar("T")
 
 LEAST_ROWS = 2000  # seen: 800 are faster at once, 4,000 aside
@@ -23,7 +25,7 @@ def aside(compute: Callable[[], T], rows: torch.Tensor) -> Callable[[], T]:
         rows: what has an entry for each input of the networks. Of few inputs the threads would wait for Python alone.
     """
     compute = torch.no_grad()(compute)
-    if rows.device.type == "cpu" and torch.get_num_threads() == 1 and rows.numel() >= LEAST_ROWS:
+    if may_look_at(rows) and torch.get_num_threads() == 1 and rows.numel() >= LEAST_ROWS:
         return _pool(os.getpid()).submit(compute).result
     result = compute()
     return lambda: result

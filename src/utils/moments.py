@@ -8,10 +8,10 @@ def update_moments(moments: torch.Tensor | None, values: torch.Tensor, mask: tor
 
     `moments` None means that nothing was seen yet. (Chan, Golub & LeVeque 1983, eq. 2.1)
     """
-    played = values.detach()[mask.bool()]
-    count = played.new_tensor(float(played.numel()))
-    mean = played.sum() / count.clamp(min=1)
-    batch = torch.stack([count, mean, (played - mean).square().sum()])
+    played, values = mask.bool(), values.detach()
+    count = played.sum().to(values.dtype)
+    mean = torch.where(played, values, 0.0).sum() / count.clamp(min=1)
+    batch = torch.stack([count, mean, torch.where(played, values - mean, 0.0).square().sum()])
     if moments is None:
         return batch
     total = moments[0] + count

@@ -1,9 +1,18 @@
 """Helpers around networks that several learners share."""
 
+import operator
+from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+from utils.shapes import may_look_at
+
+Found = TypeVar("Found")
+_LOCK = Lock()
 
 
 class NonFiniteError(ArithmeticError):
@@ -50,15 +59,23 @@ class Packing:
         It pays on a CPU only: on a GPU shapes that change with every batch cost more than rows that tell nothing.
         """
         filled = batch["filled"]
-        if filled.device.type != "cpu":
+        if not may_look_at(filled):
             return None
-        lengths, T = filled.sum(dim=(1, 2)), filled.shape[1]
-        dense = lengths.sum() > 0.9 * T * len(lengths)
-        return None if dense or lengths.min() < 1 else cls(lengths, T)
+
+        def build() -> "Packing | None":
+            lengths, T = filled.sum(dim=(1, 2)), filled.shape[1]
+            dense = lengths.sum() > 0.9 * T * len(lengths)
+            return None if dense or lengths.min() < 1 else cls(lengths, T)
+
+        return keep(batch, "packing", (filled,), build)
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """(T, B, ...) -> (P, ...)"""
-        return x.flatten(0, 1).index_select(0, self.index)
+
+        def build() -> torch.Tensor:
+            return x.flatten(0, 1).index_select(0, self.index)
+
+        return build() if x.requires_grad else keep(self, "packed", (x,), build)
 
     def unpack(self, x: torch.Tensor) -> torch.Tensor:
         """(P, ...) -> (T, B, ...), 0 in padding."""
@@ -112,14 +129,37 @@ def _fresh_memory(network, rows: int) -> torch.Tensor:
 
 def sequence_inputs(batch, args) -> torch.Tensor:
     """What each agent sees at every step: observation, last action, own number, as the obs_ keys say: (T, B, N, I)."""
-    obs = batch["obs"].transpose(0, 1)
-    inputs = [obs]
-    if args.obs_last_action:
-        onehot = batch["actions_onehot"].transpose(0, 1)
-        inputs.append(torch.cat([torch.zeros_like(onehot[:1]), onehot[:-1]]))
-    if args.obs_agent_id:
-        inputs.append(torch.eye(args.n_agents, device=obs.device).expand(*obs.shape[:2], -1, -1))
-    return torch.cat(inputs, dim=-1)
+
+    def build() -> torch.Tensor:
+        obs = batch["obs"].transpose(0, 1)
+        inputs = [obs]
+        if args.obs_last_action:
+            onehot = batch["actions_onehot"].transpose(0, 1)
+            inputs.append(torch.cat([torch.zeros_like(onehot[:1]), onehot[:-1]]))
+        if args.obs_agent_id:
+            inputs.append(torch.eye(args.n_agents, device=obs.device).expand(*obs.shape[:2], -1, -1))
+        return torch.cat(inputs, dim=-1)
+
+    name = f"inputs {args.obs_last_action} {args.obs_agent_id}"
+    return keep(batch, name, tuple(batch[key] for key in ("obs", "actions", "filled")), build)
+
+
+def keep(owner, name: str, sources: tuple[torch.Tensor, ...], compute: Callable[[], Found]) -> Found:
+    """What `compute` makes of the sources, without gradient, kept by the owner until one of them changes.
+
+    Online, target and alternative networks read the same inputs, on two threads.
+    """
+    if torch.compiler.is_compiling():
+        return compute()
+    with _LOCK:
+        kept = vars(owner).setdefault("_kept", {})
+        versions = [source._version for source in sources]
+        if name in kept:
+            of_sources, of_versions, value = kept[name]
+            if of_versions == versions and all(map(operator.is_, of_sources, sources)):
+                return value
+        kept[name] = (sources, versions, compute())
+        return kept[name][2]
 
 
 def sequence_input_size(scheme, args) -> int:
@@ -133,10 +173,10 @@ def sequence_input_size(scheme, args) -> int:
 
 
 def build_optimiser(params: list[nn.Parameter], lr: float, args) -> torch.optim.Optimizer:
-    """The optimiser that `args.optimizer` names, with step size `lr`."""
+    """The optimiser that `args.optimizer` names, with step size `lr`, which treats all parameters in few calls."""
     if args.optimizer == "adam":
-        return torch.optim.Adam(params, lr=lr, eps=args.optim_eps)
-    return torch.optim.RMSprop(params, lr=lr, alpha=args.optim_alpha, eps=args.optim_eps)
+        return torch.optim.Adam(params, lr=lr, eps=args.optim_eps, fused=True)
+    return torch.optim.RMSprop(params, lr=lr, alpha=args.optim_alpha, eps=args.optim_eps, foreach=True)
 
 
 def set_step_size(optimiser: torch.optim.Optimizer, t_env: int, args) -> None:

@@ -3,6 +3,11 @@
 import torch
 
 
+def may_look_at(x: torch.Tensor) -> bool:
+    """Whether Python may decide by values of `x`: on a GPU it would wait for them, and compiled code has none."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def check_same_shape(**tensors: torch.Tensor) -> None:
     """Raise ValueError unless all tensors have one shape; the message names each."""
     if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components import episode_buffer
-from components.episode_buffer import NUMBERS, EpisodeBatch, ReplayBuffer, compact, episode_bytes
+from components.episode_buffer import NUMBERS, EpisodeBatch, ReplayBuffer, compact, episode_bytes, rounded_up
 from components.transforms import OneHot
 from utils.errors import UserError
 from utils.seeding import seed_everything
@@ -266,6 +266,16 @@ class TestEpisodeBatch:
         assert before == SCHEME
 
 
+@pytest.mark.parametrize("limit", [1, 2, 7, 8, 9, 61, 101])
+def test_lengths_are_rounded_up_to_few(limit):
+    found = [rounded_up(length, limit, 8) for length in range(1, limit + 1)]
+    assert all(length <= rounded <= limit for length, rounded in enumerate(found, start=1))
+    assert found == sorted(found)
+    assert len(set(found)) <= 8
+    assert all(rounded - length < -(-limit // 8) for length, rounded in enumerate(found, start=1))
+    assert [rounded_up(length, limit, None) for length in range(1, limit + 1)] == list(range(1, limit + 1))
+
+
 class TestReplayBuffer:
     def test_ring_overwrites_the_oldest(self):
         replay = make_replay(size=4)
@@ -400,6 +410,17 @@ class TestReplayBuffer:
         monkeypatch.setattr(episode_buffer, "available_bytes", lambda device: 1000)
         with pytest.raises(UserError, match=r"on cuda:0 .*or buffer_cpu_only=True"):
             ReplayBuffer(SCHEME, GROUPS, 5, T, device="cuda:0")
+
+    def test_batches_may_be_longer_than_their_longest_episode(self):
+        replay = make_replay()
+        replay.insert_episode_batch(episodes(5, 6, lengths=(1, 2)))
+        replay.lengths = 2
+        batch = replay.sample(2)
+        assert batch.max_seq_length == rounded_up(2, T, 2)
+        assert batch.max_seq_length > 2
+        assert not any(batch[name][:, 2:].any() for name in ("filled", "obs", "actions", "reward"))
+        replay.lengths = None
+        assert replay.sample(2).max_seq_length == 2
 
 
 PLAYED = {

@@ -92,9 +92,9 @@ def assert_near(table: torch.Tensor, expected, tolerance: float) -> None:
 # The two-step game (Rashid et al. 2018): the first agent chooses between 7 for sure and the game [[0, 1], [1, 8]].
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_qmix_solves_the_two_step_game(seed):
-    options = {**UNIFORM, "updates_per_episode": 0.4, "batch_size": 64, "batch_size_run": 16}
+@pytest.mark.parametrize(("seed", "precision"), [(0, "float32"), (1, "float32"), (0, "bf16")])
+def test_qmix_solves_the_two_step_game(seed, precision):
+    options = {**UNIFORM, "updates_per_episode": 0.4, "batch_size": 64, "batch_size_run": 16, "precision": precision}
     experiment = train("qmix", {"game": "two_step"}, t_max=10_000, seed=seed, **options)
     table = tables(experiment)
     assert_near(table["2A"], [[7, 7], [7, 7]], 0.2)

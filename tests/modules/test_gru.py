@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from modules.agents.gru import gru, run_gru
+from modules.agents.gru import _for_cudnn, _whole_gru, gru, run_gru
 
 X, H = 3, 4
 LENGTHS = [[1], [6, 6, 6], [7, 5, 5, 1], [4, 1, 1, 1, 1], [3, 2, 1]]  # longest first
@@ -89,3 +89,31 @@ def test_plain_operations_give_the_same():
     cell, x, hidden, _, _ = make([5, 5, 5])
     rows = x.unflatten(0, (5, 3))
     torch.testing.assert_close(gru(rows, hidden, cell).flatten(0, 1), run_gru(x, hidden, cell, [3] * 5))
+
+
+def test_as_one_operation_it_is_the_same():
+    cell, x, hidden, counts, _ = make([5, 5])
+    inputs = (
+        x,
+        hidden,
+        *(dict(cell.named_parameters())[f"{kind}_{at}"] for kind in ("weight", "bias") for at in ("ih", "hh")),
+    )
+    found, expected = _whole_gru(*inputs), run_gru(x, hidden, cell, counts)
+    assert torch.equal(found, expected)
+    weights = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad(result, inputs, weights) for result in (found, expected))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    torch.library.opcheck(_whole_gru, inputs)
+
+
+def test_what_is_given_to_cudnn_has_the_names_that_torch_asks_for():
+    _, x, hidden, _, _ = make([5, 5])
+    given = _for_cudnn(x, hidden, [])
+    forward, backward = (
+        getattr(torch.ops.aten, name).default._schema for name in ("_cudnn_rnn", "_cudnn_rnn_backward")
+    )
+    assert [argument.name for argument in forward.arguments] == list(given)
+    more = {"output", "grad_output", "grad_hy", "grad_cy", "reserve", "output_mask"}
+    assert {argument.name for argument in backward.arguments} == {*given, *more}
+    assert given["input"].shape == (5, 2, X)
+    assert given["hx"].shape == (1, 2, H)

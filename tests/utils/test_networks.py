@@ -1,18 +1,23 @@
 """Helpers around networks."""
 
+import copy
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from components.episode_buffer import EpisodeBatch
 from modules.agents import REGISTRY
 from utils.networks import (
     NonFiniteError,
     Packing,
     blend,
+    build_optimiser,
     copy_state,
+    keep,
     unroll,
     unroll_network,
     unroll_network_features,
@@ -41,6 +46,26 @@ def test_blend_moves_a_share_of_the_way():
     assert target.counter.item() == 7.0
     blend(target, source, 0.5)
     assert values(target) == {2.25}
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adam"])
+def test_optimisers_step_as_torchs_plain_ones_do_and_go_on_from_what_those_saved(name):
+    args = SimpleNamespace(optimizer=name, optim_eps=1e-5, optim_alpha=0.99)
+    ours, plain = nn.Linear(5, 4), nn.Linear(5, 4)
+    plain.load_state_dict(ours.state_dict())
+    optimiser = build_optimiser(list(ours.parameters()), 0.1, args)
+    kind = {"rmsprop": partial(torch.optim.RMSprop, alpha=0.99), "adam": torch.optim.Adam}[name]
+    plain_optimiser = kind(plain.parameters(), lr=0.1, eps=1e-5)
+    for step in range(4):
+        if step == 2:
+            optimiser.load_state_dict(copy.deepcopy(plain_optimiser.state_dict()))
+        for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        optimiser.step()
+        plain_optimiser.step()
+        for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_blend_of_one_copies_and_does_not_share():
@@ -169,7 +194,10 @@ def test_packed_sequences_give_what_padded_ones_give(agent):
 
 def test_packing_is_for_batches_in_which_it_pays():
     def batch(*lengths):
-        return {"filled": (torch.arange(10).view(1, 10, 1) < torch.tensor(lengths).view(-1, 1, 1)).long()}
+        filled = (torch.arange(10).view(1, 10, 1) < torch.tensor(lengths).view(-1, 1, 1)).long()
+        batch = EpisodeBatch({}, {}, len(lengths), 10)
+        batch.update({"filled": filled}, mark_filled=False)
+        return batch
 
     assert Packing.of(batch(10, 10, 9)) is None
     assert Packing.of(batch(10, 5, 4)).counts == [3, 3, 3, 3, 2, 1, 1, 1, 1, 1]
@@ -187,3 +215,30 @@ def test_a_subclass_that_overrides_unroll_alone_is_asked():
     packing, inputs = Packing(torch.tensor([4, 1]), 4), torch.randn(4, 2, 1, 5)
     plain = unroll_network_features(network, inputs, packing)[0]
     torch.testing.assert_close(unroll_network(network, inputs, packing)[:1], 2 * plain[:1])
+
+
+def test_what_is_kept_is_made_anew_when_its_source_changes():
+    owner, x, calls = SimpleNamespace(), torch.ones(3), []
+
+    def double():
+        calls.append(None)
+        return 2 * x
+
+    kept = keep(owner, "double", (x,), double)
+    assert keep(owner, "double", (x,), double) is kept
+    assert len(calls) == 1
+    x[0] = 5.0
+    assert keep(owner, "double", (x,), double).tolist() == [10.0, 2.0, 2.0]
+    x = torch.zeros(3)
+    assert keep(owner, "double", (x,), double).tolist() == [0.0, 0.0, 0.0]
+    assert keep(SimpleNamespace(), "double", (x,), double).tolist() == [0.0, 0.0, 0.0]
+    assert len(calls) == 4
+
+
+def test_packed_inputs_with_a_gradient_are_not_kept():
+    packing = Packing(torch.tensor([2, 1]), 2)
+    for _ in range(2):  # a graph can be walked once
+        x = torch.ones(2, 2, 3, requires_grad=True)
+        packing.pack(x).sum().backward()
+        assert x.grad is not None
+        assert x.grad.sum() == 9

@@ -4,13 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.linear import Linear
+
 
 class MLPAgent(nn.Module):
     def __init__(self, input_shape: int, args):
         super().__init__()
-        self.fc1 = nn.Linear(input_shape, args.rnn_hidden_dim)
-        self.fc2 = nn.Linear(args.rnn_hidden_dim, args.rnn_hidden_dim)
-        self.fc3 = nn.Linear(args.rnn_hidden_dim, args.n_actions)
+        self.fc1 = Linear(input_shape, args.rnn_hidden_dim)
+        self.fc2 = Linear(args.rnn_hidden_dim, args.rnn_hidden_dim)
+        self.fc3 = Linear(args.rnn_hidden_dim, args.n_actions)
 
     def init_hidden(self) -> torch.Tensor:
         """An empty memory, (1, 1), which `forward` hands back: controllers expect one."""

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modules.agents.gru import gru, run_gru
+from utils.linear import Linear
 
 
 class RNNAgent(nn.Module):
@@ -13,9 +14,9 @@ class RNNAgent(nn.Module):
     def __init__(self, input_shape: int, args):
         super().__init__()
         self.args = args
-        self.fc1 = nn.Linear(input_shape, args.rnn_hidden_dim)
+        self.fc1 = Linear(input_shape, args.rnn_hidden_dim)
         self.rnn = nn.GRUCell(args.rnn_hidden_dim, args.rnn_hidden_dim)
-        self.fc2 = nn.Linear(args.rnn_hidden_dim, args.n_actions)
+        self.fc2 = Linear(args.rnn_hidden_dim, args.n_actions)
         self.norm1, self.norm2 = nn.Identity(), nn.Identity()
 
     def init_hidden(self) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.linear import Linear
 from utils.shapes import check_shape
 
 
@@ -16,9 +17,9 @@ class RecurrentPolicy(nn.Module):
 
     def __init__(self, input_shape: int, hidden_dim: int, n_actions: int):
         super().__init__()
-        self.fc1 = nn.Linear(input_shape, hidden_dim)
+        self.fc1 = Linear(input_shape, hidden_dim)
         self.rnn = nn.GRU(hidden_dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, n_actions)
+        self.fc2 = Linear(hidden_dim, n_actions)
 
     def forward(self, inputs: torch.Tensor, avail: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """inputs (T, B, N, I), avail (B, T, N, A), context (K, B, H) -> log-probabilities (K, B, T, N, A)."""

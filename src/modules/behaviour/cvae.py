@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modules.behaviour.cloning import RecurrentPolicy, check_episodes, without_padding
+from utils.linear import Linear
 from utils.shapes import check_shape
 
 
@@ -19,10 +20,10 @@ class JointCVAE(nn.Module):
         super().__init__()
         cfg = args.behaviour
         self.n_actions, self.samples = args.n_actions, cfg.samples
-        self.encoder_fc = nn.Linear(input_shape + args.n_actions, cfg.hidden_dim)
+        self.encoder_fc = Linear(input_shape + args.n_actions, cfg.hidden_dim)
         self.encoder_rnn = nn.GRU(cfg.hidden_dim, cfg.hidden_dim)
-        self.mean_logvar = nn.Linear(cfg.hidden_dim, 2 * cfg.latent_dim)
-        self.latent_fc = nn.Linear(cfg.latent_dim, cfg.hidden_dim, bias=False)  # the first layer has one
+        self.mean_logvar = Linear(cfg.hidden_dim, 2 * cfg.latent_dim)
+        self.latent_fc = Linear(cfg.latent_dim, cfg.hidden_dim, bias=False)  # the first layer has one
         self.policy = RecurrentPolicy(input_shape, cfg.hidden_dim, args.n_actions)
 
     def forward(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.linear import Linear
 from utils.shapes import check_shape
 
 
@@ -19,9 +20,9 @@ class COMACritic(nn.Module):
         self.n_agents, self.n_actions = args.n_agents, args.n_actions
         joint = self.n_agents * self.n_actions
         inputs = int(np.prod(scheme["state"]["vshape"])) + scheme["obs"]["vshape"] + 2 * joint + self.n_agents
-        self.fc1 = nn.Linear(inputs, args.critic_hidden_dim)
-        self.fc2 = nn.Linear(args.critic_hidden_dim, args.critic_hidden_dim)
-        self.fc3 = nn.Linear(args.critic_hidden_dim, self.n_actions)
+        self.fc1 = Linear(inputs, args.critic_hidden_dim)
+        self.fc2 = Linear(args.critic_hidden_dim, args.critic_hidden_dim)
+        self.fc3 = Linear(args.critic_hidden_dim, self.n_actions)
 
     def forward(self, batch, t=None, actions: torch.Tensor | None = None) -> torch.Tensor:
         """The value of agent i's every action at every step, or at step `t` alone: (B, T, N, A).

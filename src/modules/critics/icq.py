@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.linear import Linear
 from utils.shapes import check_shape
 
 
@@ -17,9 +18,9 @@ class ICQCritic(nn.Module):
         super().__init__()
         self.n_agents, self.n_actions = args.n_agents, args.n_actions
         states, hidden = int(np.prod(scheme["state"]["vshape"])), args.critic_hidden_dim
-        self.fc1 = nn.Linear(states + scheme["obs"]["vshape"] + self.n_agents, hidden)
-        self.fc2 = nn.Linear(hidden, hidden)
-        self.fc3 = nn.Linear(hidden, self.n_actions)
+        self.fc1 = Linear(states + scheme["obs"]["vshape"] + self.n_agents, hidden)
+        self.fc2 = Linear(hidden, hidden)
+        self.fc3 = Linear(hidden, self.n_actions)
         self.hyper_k = self._hypernet(states, args.mixing_embed_dim, self.n_agents)
         self.hyper_b = self._hypernet(states, args.mixing_embed_dim, 1)
 
@@ -42,4 +43,4 @@ class ICQCritic(nn.Module):
 
     @staticmethod
     def _hypernet(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+        return nn.Sequential(Linear(inputs, hidden), nn.ReLU(), Linear(hidden, outputs))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.linear import Linear
 from utils.shapes import check_same_shape, check_shape
 
 
@@ -21,14 +22,14 @@ class LICACritic(nn.Module):
         self.embed_dim = args.mixing_embed_dim
         inputs = self.n_agents * self.n_actions
         if args.hypernet_layers == 1:
-            self.hyper_w_1 = nn.Linear(self.state_dim, inputs * self.embed_dim)
-            self.hyper_w_final = nn.Linear(self.state_dim, self.embed_dim)
+            self.hyper_w_1 = Linear(self.state_dim, inputs * self.embed_dim)
+            self.hyper_w_final = Linear(self.state_dim, self.embed_dim)
         elif args.hypernet_layers == 2:
             self.hyper_w_1 = self._hypernet(args.hypernet_embed, inputs * self.embed_dim)
             self.hyper_w_final = self._hypernet(args.hypernet_embed, self.embed_dim)
         else:
             raise ValueError(f"hypernet_layers must be 1 or 2, got {args.hypernet_layers}")
-        self.hyper_b_1 = nn.Linear(self.state_dim, self.embed_dim)
+        self.hyper_b_1 = Linear(self.state_dim, self.embed_dim)
         self.hyper_b_2 = self._hypernet(self.embed_dim, 1)
 
     def forward(self, policies: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -70,4 +71,4 @@ class LICACritic(nn.Module):
         return shares.sum(dim=2, keepdim=True) + b1.unsqueeze(2) - shares
 
     def _hypernet(self, hidden: int, out: int) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(self.state_dim, hidden), nn.ReLU(), nn.Linear(hidden, out))
+        return nn.Sequential(Linear(self.state_dim, hidden), nn.ReLU(), Linear(hidden, out))

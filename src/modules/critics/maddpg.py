@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.linear import Linear, linear
 from utils.shapes import check_same_shape, check_shape
 
 
@@ -18,9 +19,9 @@ class MADDPGCritic(nn.Module):
         super().__init__()
         self.n_agents, self.n_actions = args.n_agents, args.n_actions
         self.state_dim = int(np.prod(args.state_shape))
-        self.fc1 = nn.Linear(self.state_dim + self.n_agents * self.n_actions, args.critic_hidden_dim)
-        self.fc2 = nn.Linear(args.critic_hidden_dim, args.critic_hidden_dim)
-        self.fc3 = nn.Linear(args.critic_hidden_dim, 1)
+        self.fc1 = Linear(self.state_dim + self.n_agents * self.n_actions, args.critic_hidden_dim)
+        self.fc2 = Linear(args.critic_hidden_dim, args.critic_hidden_dim)
+        self.fc3 = Linear(args.critic_hidden_dim, 1)
 
     def forward(self, policies: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """policies (B, T, N, A), states (B, T, S) -> Q (B, T, 1)."""
@@ -55,7 +56,7 @@ class MADDPGCritic(nn.Module):
     def _without_each(self, policies: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """The first layer's sums without agent i's share, (B, T, N, H)."""
         self._check(policies, states)
-        of_state = F.linear(states, self.fc1.weight[:, : self.state_dim], self.fc1.bias)  # (B, T, H)
+        of_state = linear(states, self.fc1.weight[:, : self.state_dim], self.fc1.bias)  # (B, T, H)
         shares = self._shares(policies)
         return of_state.unsqueeze(2) + shares.sum(dim=2, keepdim=True) - shares
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.linear import Linear
 from utils.shapes import check_shape
 
 MARGIN = 1e-4  # by which attention must be above its mean, so that rounding decides nothing
@@ -66,8 +67,8 @@ class Neighbourhood(nn.Module):
 
     def __init__(self, features: int, embed_dim: int, temperature: float):
         super().__init__()
-        self.query = nn.Linear(features, embed_dim)
-        self.key = nn.Linear(features, embed_dim)
+        self.query = Linear(features, embed_dim)
+        self.key = Linear(features, embed_dim)
         self.temperature = temperature
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

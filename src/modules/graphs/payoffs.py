@@ -4,8 +4,9 @@ Legend: N agents, A actions, E edges, H features, K rank; `...` stands for any l
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+
+from utils.linear import Linear, linear
 
 
 class PayoffNetwork(nn.Module):
@@ -24,14 +25,14 @@ class PayoffNetwork(nn.Module):
         super().__init__()
         self.features, self.n_actions, self.rank = features, n_actions, rank
         outputs = n_actions**2 if rank is None else 2 * rank * n_actions
-        self.pair = nn.Linear(2 * features, outputs if hidden is None else hidden)
-        self.output = nn.Identity() if hidden is None else nn.Sequential(nn.ReLU(), nn.Linear(hidden, outputs))
+        self.pair = Linear(2 * features, outputs if hidden is None else hidden)
+        self.output = nn.Identity() if hidden is None else nn.Sequential(nn.ReLU(), Linear(hidden, outputs))
 
     def forward(self, features: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
         """Features (..., N, H), edges (2, E) -> payoffs (..., E, A, A), row: action of the edge's first agent."""
         # The first layer is a sum over the two agents, so it runs once for each agent instead of for each edge.
-        as_first = F.linear(features, self.pair.weight[:, : self.features], self.pair.bias)
-        as_second = F.linear(features, self.pair.weight[:, self.features :])
+        as_first = linear(features, self.pair.weight[:, : self.features], self.pair.bias)
+        as_second = linear(features, self.pair.weight[:, self.features :])
         first, second = torch.cat([edges, edges.flip(0)], dim=1)
         raw = self.output(as_first[..., first, :] + as_second[..., second, :])  # (..., 2E, outputs)
         forth, back = self._matrices(raw).tensor_split(2, dim=-3)

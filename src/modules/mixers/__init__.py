@@ -17,7 +17,7 @@ from modules.mixers.qmix_concave import ConcaveQMixer
 from modules.mixers.vdn import VDNMeanMixer, VDNMixer
 from utils.networks import knows
 from utils.registry import lazy
-from utils.shapes import check_shape
+from utils.shapes import check_shape, may_look_at
 
 # Each is called with the run's args. Those that not every learner can use are imported when asked for, so that
 # docs/plugins.md need not carry their files elsewhere.
@@ -46,9 +46,9 @@ class InStates:
         self.mixer = mixer
         self.shape = states.shape[:2]
         self.index = None  # of the played steps, where the others are left out
-        if mask is not None and mask.device.type == "cpu" and mask.mean() < 0.9 and mask.any():
+        if mask is not None and may_look_at(mask) and mask.mean() < 0.9 and mask.any():
             self.index = mask.flatten().nonzero().squeeze(1)
-        self.states = self._pack(states)
+        self.states = self._pack(states).contiguous()  # once, not in every hypernetwork
         self.here: Any = (
             mixer.at(self.states) if knows(mixer, "at", "forward") else lambda agent_qs: mixer(agent_qs, self.states)
         )

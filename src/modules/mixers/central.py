@@ -6,6 +6,7 @@ g(q, s) = network([q, s]) + v(s). It is not monotone, so no agent could act by i
 import torch
 from torch import nn
 
+from utils.linear import Linear
 from utils.shapes import check_shape
 
 
@@ -19,9 +20,9 @@ class CentralMixer(nn.Module):
         self.n_agents, self.state_dim = n_agents, state_dim
         layers: list[nn.Module] = []
         for inputs in (n_agents + state_dim, embed_dim, embed_dim):
-            layers += [nn.Linear(inputs, embed_dim), nn.ReLU()]
-        self.net = nn.Sequential(*layers, nn.Linear(embed_dim, 1))
-        self.V = nn.Sequential(nn.Linear(state_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, 1))
+            layers += [Linear(inputs, embed_dim), nn.ReLU()]
+        self.net = nn.Sequential(*layers, Linear(embed_dim, 1))
+        self.V = nn.Sequential(Linear(state_dim, embed_dim), nn.ReLU(), Linear(embed_dim, 1))
 
     def forward(self, agent_qs: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """agent_qs (B, T, N), states (B, T, S) -> (B, T, 1)."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.linear import Linear
 from utils.shapes import check_same_shape, check_shape
 
 LEAST_WEIGHT = 1e-10  # keeps weights positive
@@ -93,6 +94,6 @@ def _network(inputs: int, outputs: int, layers: int, hidden: int) -> nn.Sequenti
     """A network of linear layers with ReLU between them."""
     parts: list[nn.Module] = []
     for _ in range(layers - 1):
-        parts += [nn.Linear(inputs, hidden), nn.ReLU()]
+        parts += [Linear(inputs, hidden), nn.ReLU()]
         inputs = hidden
-    return nn.Sequential(*parts, nn.Linear(inputs, outputs))
+    return nn.Sequential(*parts, Linear(inputs, outputs))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils.linear import Linear
 from utils.shapes import check_shape
 
 HIDDEN_LAYERS = {"small": 2, "big": 3}
@@ -28,7 +29,7 @@ class QTranBase(nn.Module):
             self.action_encoding = None
         elif args.qtran_arch == "qtran_paper":
             size = args.rnn_hidden_dim + self.n_actions
-            self.action_encoding = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size))
+            self.action_encoding = nn.Sequential(Linear(size, size), nn.ReLU(), Linear(size, size))
         else:
             raise ValueError(f"qtran_arch must be coma_critic or qtran_paper, got {args.qtran_arch!r}")
         self.Q = self._joint_network(self.state_dim + size)
@@ -77,8 +78,8 @@ class QTranBase(nn.Module):
     def _network(self, inputs: int, outputs: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         for size in (inputs, *[self.embed_dim] * (self.hidden_layers - 1)):
-            layers += [nn.Linear(size, self.embed_dim), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Linear(self.embed_dim, outputs))
+            layers += [Linear(size, self.embed_dim), nn.ReLU()]
+        return nn.Sequential(*layers, Linear(self.embed_dim, outputs))
 
 
 class QTranAlt(QTranBase):
