@@ -7,7 +7,7 @@ hold data: the steps that were played and the observation after the last of them
 
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -193,6 +193,7 @@ class ReplayBuffer(EpisodeBatch):
         self.lengths: int | None = None  # that sampled batches may have (`rounded_up`); None: as many as there are
         self.inserted = 0  # episodes so far; the next one comes to this number modulo the ring's size
         self._lengths = np.zeros(buffer_size, dtype=np.int64)  # filled steps of each episode, kept on the host
+        self.random: Any = np.random  # what samples are drawn by: numpy's global numbers, as PyMARL
 
     def insert_episode_batch(self, ep_batch: EpisodeBatch) -> None:
         """Store whole episodes; ones of fewer steps than the ring's are padded with zeros.
@@ -284,8 +285,19 @@ class ReplayBuffer(EpisodeBatch):
         """`batch_size` different episodes, uniformly drawn, cut after the longest of them or a little later."""
         if not self.can_sample(batch_size):
             raise ValueError(f"cannot sample {batch_size} episodes, the replay holds {self.episodes_in_buffer}")
-        rows = np.random.choice(self.episodes_in_buffer, batch_size, replace=False)  # noqa: NPY002  as PyMARL
-        longest = rounded_up(int(self._lengths[rows].max()), self.max_seq_length, self.lengths)
+        return self.of_rows(self.draw(batch_size))
+
+    def draw(self, batch_size: int) -> np.ndarray:
+        """The places of `batch_size` different episodes, uniformly drawn."""
+        return self.random.choice(self.episodes_in_buffer, batch_size, replace=False)
+
+    def longest(self, rows: np.ndarray) -> int:
+        """The filled steps of the longest episode in these places, or a little more (`lengths`)."""
+        return rounded_up(int(self._lengths[rows].max()), self.max_seq_length, self.lengths)
+
+    def of_rows(self, rows: np.ndarray, longest: int | None = None) -> EpisodeBatch:
+        """The episodes in these places, cut after `longest` steps; None: after the longest of them."""
+        longest = self.longest(rows) if longest is None else longest
         index = torch.as_tensor(rows, device=self.device)
         # Cut first, so that the gather copies no padding.
         return self.over(
@@ -304,6 +316,17 @@ def rounded_up(length: int, limit: int, lengths: int | None) -> int:
         return length
     step = -(-limit // lengths)
     return min(limit, -(-length // step) * step)
+
+
+def joined(batches: list[EpisodeBatch]) -> EpisodeBatch:
+    """The episodes of batches of the same scheme and length, one behind the other."""
+    data = [batch.data for batch in batches]
+    return batches[0].over(
+        SimpleNamespace(
+            transition_data={k: torch.cat([x.transition_data[k] for x in data]) for k in data[0].transition_data},
+            episode_data={k: torch.cat([x.episode_data[k] for x in data]) for k in data[0].episode_data},
+        )
+    )
 
 
 def stored_fields(scheme: Mapping, groups: Mapping, preprocess: Mapping) -> dict:

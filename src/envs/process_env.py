@@ -33,7 +33,7 @@ from envs.multiagentenv import RESTART_SEED, EnvCrash
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from envs.worker import BEGUN, PLAYED, Layout
 from utils.errors import UserError
-from utils.processes import Guard
+from utils.processes import Guard, ending
 
 LONGEST_PAUSE = 60.0  # seconds before an environment that keeps failing is started again
 CLOSING = 5.0  # seconds that all workers together have to close their environments in peace
@@ -292,7 +292,7 @@ class ProcessVectorEnv(VectorEnv):
                 raise UserError(text)
             self._crash(one, text)
         else:
-            self._crash(one, _ending(one.process))
+            self._crash(one, ending(one.process))
 
     def _attach(self, one: _Worker, sizes: dict[str, Any]) -> None:
         """Show a worker where the shared memory is, once the environments' sizes are known."""
@@ -393,12 +393,3 @@ class ProcessVectorEnv(VectorEnv):
             if isinstance(value, NotImplementedError):
                 raise value
         return values
-
-
-def _ending(process: subprocess.Popen) -> str:
-    """How a process ended whose socket is closed; it may need a moment more."""
-    try:
-        code = process.wait(1.0)
-    except subprocess.TimeoutExpired:
-        return "it has closed its socket"
-    return f"its process ended (signal {-code})" if code < 0 else f"its process ended (exit code {code})"

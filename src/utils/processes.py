@@ -64,6 +64,15 @@ class Guard:
             self._watcher.stdin.flush()
 
 
+def ending(process: subprocess.Popen) -> str:
+    """How a process ended whose socket is closed; it may need a moment more."""
+    try:
+        code = process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        return "it has closed its socket"
+    return f"its process ended (signal {-code})" if code < 0 else f"its process ended (exit code {code})"
+
+
 def _watch() -> None:
     living = {}
     for line in sys.stdin:
