@@ -15,7 +15,7 @@ FREE = (
     "render",
 )
 # Keys that came later, with what runs did before.
-LATER = {"replay_dtype": "float32", "precision": "float32", "compile": False}
+LATER = {"replay_dtype": "float32", "precision": "float32", "compile": False, "seeds": 1, "overlap": False}
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = FREE) -> list[str]:
