@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from components.episode_buffer import EpisodeBatch, ReplayBuffer, episode_bytes
+from components.episode_buffer import EpisodeBatch, ReplayBuffer
 from components.pace import Pace
 from components.transforms import OneHot
 from config.schema import extend, freeze
@@ -245,11 +245,12 @@ class Experiment:
         steps = args.episode_limit + 1
         self.buffer: Any = None
         if not args.evaluate:
-            where = "cpu" if args.buffer_cpu_only else args.device
+            where, dtype = "cpu" if args.buffer_cpu_only else args.device, getattr(torch, args.replay_dtype)
             if args.offline:
-                self.buffer, self.dataset = self._load_dataset(steps, where)
+                self.buffer, self.dataset = self._load_dataset(steps, where, dtype)
             else:
-                self.buffer = ReplayBuffer(self.scheme, self.groups, args.buffer_size, steps, self.preprocess, where)
+                parts = (self.scheme, self.groups, args.buffer_size, steps, self.preprocess)
+                self.buffer = ReplayBuffer(*parts, where, dtype)
             if args.compile:
                 self.buffer.lengths = LENGTHS
         full_scheme = EpisodeBatch(self.scheme, self.groups, 1, 1, preprocess=self.preprocess).scheme
@@ -516,9 +517,10 @@ class Experiment:
         }
         return new_writer(path, self.scheme, self.groups, self.preprocess, steps, attributes)
 
-    def _load_dataset(self, steps: int, device: str) -> tuple[ReplayBuffer, dict[str, Any]]:
+    def _load_dataset(self, steps: int, device: str, dtype: torch.dtype) -> tuple[ReplayBuffer, dict[str, Any]]:
         args = self.args
-        found = load_dataset(args.dataset, self._played_in(), self.scheme, self.groups, self.preprocess, steps, device)
+        parts = (self.scheme, self.groups, self.preprocess)
+        found = load_dataset(args.dataset, self._played_in(), *parts, steps, device, dtype)
         if not found[0].can_sample(args.batch_size):
             raise UserError(
                 f"batch_size={args.batch_size}: {args.dataset} holds {found[0].buffer_size} episodes; "
@@ -643,9 +645,8 @@ class Experiment:
         args, log = self.args, self.logger.console_logger.info
         sizes = f"{args.n_agents} agents, {args.n_actions} actions, observations of {args.obs_shape}"
         log("%s on %s: %s, state of %s", args.name, env_title(args), sizes, args.state_shape)
-        held = self.buffer.buffer_size
-        size = episode_bytes(self.scheme, self.groups, args.episode_limit + 1) * held
-        log("Replay: %d episodes, %s on %s", held, format_bytes(size), self.buffer.device)
+        held, size = self.buffer.buffer_size, format_bytes(self.buffer.nbytes)
+        log("Replay: %d episodes, %s on %s, observations as %s", held, size, self.buffer.device, args.replay_dtype)
         machine = f"device {args.device}, {torch.get_num_threads()} torch thread(s)"
         if args.offline:
             mean, std = self.dataset["return_mean"], self.dataset["return_std"]

@@ -103,6 +103,7 @@ class Run(Section):
     dataset: str
     buffer_size: Count
     buffer_cpu_only: bool
+    replay_dtype: Literal["float32", "float16", "uint8"]
     batch_size: Count
     updates_per_episode: Positive
     gamma: Decay
