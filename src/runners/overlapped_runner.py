@@ -95,11 +95,11 @@ class OverlappedRunner:
         return {"t_env": self.t_env, "process": state, "pending": pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._ask("go_on", state["process"])
         self.t_env, self._round = state["t_env"], state["pending"]
         if self._round is not None:
             value = self._round["value"]
             self._round = {**self._round, "value": {**value, "episodes": as_arrays(value["episodes"])}}
-        self._ask("go_on", state["process"])
 
     def close_env(self) -> None:
         if self._process is not None:

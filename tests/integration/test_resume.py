@@ -17,11 +17,9 @@ import pytest
 from helpers import error_line, read_run, run_main
 
 from config.schema import config_files, extend, freeze, load
-from run import Experiment
-from runners import REGISTRY as runner_REGISTRY
+from run import Experiment, make_runner
 from utils.checkpoints import Checkpoints
 from utils.logging import Logger, Progress
-from utils.registry import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = ROOT / "src/main.py"
@@ -65,8 +63,7 @@ class Trial:
         config = load(alg, env, {**SMALL, **overrides})
         self.args = extend(freeze(config), device="cpu", unique_token="test")
         logger = Logger(logging.getLogger("test"))
-        runner = resolve("runner", self.args.runner, runner_REGISTRY)(self.args, logger)
-        self.experiment = Experiment(self.args, logger, runner)
+        self.experiment = Experiment(self.args, logger, make_runner(self.args, logger))
         self.progress = Progress(logger, 0, self.args.t_max, "steps")
 
     def play(self, rounds: int) -> None:
@@ -109,6 +106,7 @@ def test_every_algorithm_goes_on_exactly(alg, tmp_path, drill):
     ("env", "overrides"),
     [
         ("matrix_games", {}),
+        ("matrix_games", {"overlap": True}),
         ("matrix_games", {"runner": "episode", "batch_size_run": 1}),
         ("greed_games", {"runner": "episode", "batch_size_run": 1, "env_args": {"game": "redundant"}}),
         ("smax", {"batch_size_run": 8, "test_nepisode": 8, "env_args": {"time_limit": 12}}),
