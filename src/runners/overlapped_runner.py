@@ -176,8 +176,8 @@ class OverlappedRunner:
         device = self.args.device
         fields = {key: torch.from_numpy(value).to(device) for key, value in arrays.items()}
         data = SimpleNamespace(transition_data=fields, episode_data={})
-        size = fields["filled"].shape[:2]
-        return EpisodeBatch(self.scheme, self.groups, *size, data, self.preprocess, device)
+        episodes, steps = fields["filled"].shape[:2]
+        return EpisodeBatch(self.scheme, self.groups, episodes, steps, data, self.preprocess, device)
 
 
 def _on_cpu(args):
