@@ -14,9 +14,11 @@ ENVS ?= smax
 MAPS ?= 3m,2s3z
 RESULTS ?= results
 IMAGE ?= greed-is-good
+DEVICE ?= cpu
+PEERS ?=
 
-.PHONY: help setup doctor train sweep dataset test theory check format docs bench greed ablation report drill curves image browse \
-	browse-local clean
+.PHONY: help setup doctor train sweep dataset test theory check format docs bench main-job greed ablation report drill \
+	curves image browse browse-local clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -74,7 +76,16 @@ format: setup  ## format the code and mend what the linter can mend
 docs: setup  ## write docs/configuration.md anew from the yaml files and the schema
 	$(RUN) src/config/document.py
 
-bench: setup  ## measure the main job: six seeds of `make train`, one after another (about an hour)
+bench: setup  ## speed, memory and start-up in about fifteen minutes (DEVICE=cuda PEERS="--peer pymarl=CHECKOUT")
+	$(RUN) benchmarks/learner_step.py --configs qmix greedy_qmix vdn --rounds 3 --updates 3 --device $(DEVICE) $(PEERS)
+	$(RUN) benchmarks/learner_step.py --name learner_step_all --shapes 3m --lengths realistic --rounds 3 --updates 3 \
+		--device $(DEVICE)
+	$(RUN) benchmarks/rollout.py --seconds 0.3 --device $(DEVICE)
+	$(RUN) benchmarks/end_to_end.py --device $(DEVICE) $(PEERS)
+	$(RUN) benchmarks/memory.py --device $(DEVICE)
+	$(RUN) benchmarks/startup.py --rounds 1 --device $(DEVICE)
+
+main-job: setup  ## measure the main job: six seeds of `make train`, one after another (about an hour)
 	$(RUN) benchmarks/learning.py --name main_job --config greedy_qmix --env-config smax --metric test_battle_won_mean \
 		--goal 0.9 --seeds 1 2 3 4 5 6 --with env_args.map_name=3m t_max=$(T_MAX)
 

@@ -1,17 +1,21 @@
-"""Many short runs in worker processes, and their statistics: what `greed.py` and `ablation.py` share.
+"""What benchmarks share: many short runs in worker processes and their statistics, parts of a run, the machine.
 
 Finished runs are appended to a file of lines at once, so that a sweep that was stopped goes on where it was.
 """
 
+import argparse
 import contextlib
 import io
 import json
 import logging
 import multiprocessing
+import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -73,45 +77,76 @@ def run_jobs(jobs: list[Job], store: Path, workers: int) -> list[dict]:
 
 
 def _run(job: Job) -> dict:
-    sys.path.insert(0, str(ROOT / "src"))
-    import torch
-
-    from config.schema import extend, freeze, load
-    from run import Experiment
-    from runners import REGISTRY as runner_REGISTRY
-    from utils.logging import Logger
-    from utils.registry import resolve
-    from utils.seeding import seed_everything
-
     record = {"key": job.key, **asdict(job)}
     started = time.monotonic()
     try:
-        overrides: dict = {"seed": job.seed, "use_cuda": False, "plot": False}
-        for dotted, value in job.overrides:
-            *blocks, key = dotted.split(".")
-            place = overrides
-            for block in blocks:
-                place = place.setdefault(block, {})
-            place[key] = value
-        args = freeze(load(job.config, job.env_config, overrides))
-        torch.set_num_threads(1)
-        torch.set_flush_denormal(True)
-        seed_everything(args.seed)
-        console = logging.getLogger("jobs")
-        console.setLevel(logging.WARNING)
-        logger = Logger(console)
-        with contextlib.redirect_stdout(io.StringIO()):
-            args = extend(args, device="cpu", unique_token="jobs")
-            runner = resolve("runner", args.runner, runner_REGISTRY)(args, logger)
-            try:
-                Experiment(args, logger, runner).train(SimpleNamespace(_id=None))
-            finally:
-                runner.close_env()
-        record["metrics"] = {name: [[t, float(v)] for t, v in curve] for name, curve in logger.stats.items()}
+        overrides = {"seed": job.seed, "use_cuda": False, "plot": False, "torch_threads": 1, **dict(job.overrides)}
+        with contextlib.redirect_stdout(io.StringIO()), experiment(job.config, job.env_config, overrides) as built:
+            built.train(SimpleNamespace(_id=None))
+        metrics = built.logger.stats
+        record["metrics"] = {name: [[t, float(v)] for t, v in curve] for name, curve in metrics.items()}
     except Exception as error:  # one failed run must not end a sweep of hours; it is reported and counted
         record["error"] = f"{type(error).__name__}: {error}"
     record["seconds"] = round(time.monotonic() - started, 1)
     return record
+
+
+@contextlib.contextmanager
+def experiment(config: str, env: str, overrides: Mapping[str, object], evaluate: bool = False) -> Iterator:
+    """A run's parts (`run.Experiment`), put together as `src/run.py` does; closed in the end.
+
+    Args:
+        overrides: keys of a block with a dot.
+        evaluate: nothing will be learned, so there is no replay.
+    """
+    args, logger = prepare(config, env, overrides, evaluate)
+    from run import Experiment, running
+
+    with running(args, logger) as runner:
+        yield Experiment(args, logger, runner)
+
+
+def prepare(config: str, env: str, overrides: Mapping[str, object], evaluate: bool = False) -> tuple:
+    """What `run.Experiment` is built from, but for the runner: arguments and a logger. Sets seeds and threads."""
+    add_sources()
+    from config.schema import extend, load
+    from run import prepare as prepare_run
+    from utils.logging import Logger
+
+    console = logging.getLogger("jobs")
+    console.setLevel(logging.WARNING)
+    merged = load(config, env, nested(overrides)) | {"evaluate": evaluate}
+    return extend(prepare_run(merged, console), unique_token="jobs"), Logger(console)
+
+
+def add_sources() -> None:
+    """Make the project's code importable."""
+    if str(ROOT / "src") not in sys.path:
+        sys.path.insert(0, str(ROOT / "src"))
+
+
+def ask_fresh(script: str, what: Mapping[str, object], environment: Mapping[str, str] | None = None) -> dict:
+    """What `script --worker JSON` prints as a line of JSON in a process of its own; {"error": ...} if it fails."""
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # as src/main.py has it
+    command = [sys.executable, script, "--worker", json.dumps(what)]
+    env = os.environ | waiting | (environment or {})
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not answers:
+        return {"error": done.stderr.strip().splitlines()[-1] if done.stderr else f"exit code {done.returncode}"}
+    return json.loads(answers[-1])
+
+
+def nested(overrides: Mapping[str, object]) -> dict:
+    """Keys with dots as blocks."""
+    found: dict = {}
+    for dotted, value in overrides.items():
+        *blocks, key = dotted.split(".")
+        place = found
+        for block in blocks:
+            place = place.setdefault(block, {})
+        place[key] = value
+    return found
 
 
 def last(record: dict, metric: str) -> float:
@@ -170,15 +205,57 @@ def summarise_tasks(values: dict[str, list[float]], resamples: int = 5000) -> di
     }
 
 
+@dataclass(frozen=True)
+class Peer:
+    """Another code base: its checkout, and the Python that it runs in."""
+
+    path: Path
+    python: str
+
+
+def add_peers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout to compare with")
+    parser.add_argument("--peer-python", action="append", default=[], metavar="NAME=PYTHON", help="this one by default")
+
+
+def read_peers(args: argparse.Namespace) -> dict[str, Peer]:
+    """What these options give, by name; from then on they hold names alone."""
+    pythons = dict(text.partition("=")[::2] for text in args.peer_python)
+    peers = {}
+    for name, _, path in (text.partition("=") for text in args.peer):
+        if not path or not Path(path).is_dir():
+            sys.exit(f"error: --peer {name}={path}: no such folder; give NAME=PATH, such as epymarl=../epymarl")
+        python = shutil.which(pythons.pop(name, sys.executable))
+        if python is None:
+            sys.exit(f"error: --peer-python {name}: no such program")
+        peers[name] = Peer(Path(path).resolve(), os.path.abspath(python))  # links in virtual environments must stay
+    if pythons:
+        sys.exit(f"error: --peer-python {next(iter(pythons))}: no --peer has this name")
+    args.peer, args.peer_python = list(peers), []
+    return peers
+
+
+def publish(name: str, settings: Mapping, **found: object) -> None:
+    """Write NAME.json to results/published: the settings, the machine, and what was found."""
+    PUBLISHED.mkdir(parents=True, exist_ok=True)
+    report = {"settings": dict(settings), "machine": machine(), **found}
+    (PUBLISHED / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
 def machine() -> dict:
     """Where and with what versions something was measured."""
     models = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    gpus = []
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        gpus = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
     return {
         "cpu": models[0] if models else platform.processor(),
         "cores": len(models),
+        "gpus": gpus,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "commit": commit.stdout.strip(),

@@ -7,7 +7,9 @@
 A peer is a checkout of PyMARL or of EPyMARL, whose QMIX is measured on the same episodes. Each code base runs in a
 process of its own; they take turns, so that all see the same machine, and what counts are ratios. Episodes are full, or
 have realistic lengths: 60 steps times a draw of beta(2, 3), 40% on average, cut after the longest of the batch, as all
-of them do. With --busy other processes compute all the time, as on a shared machine. Writes NAME.json to
+of them do. The limit is what an update's matrix products would take at the speed of large ones (with as many threads,
+so that what is computed aside on a second core counts in full); "launches" is what torch's operations would take if
+none computed anything. With --busy other processes compute all the time, as on a shared machine. Writes NAME.json to
 results/published.
 """
 
@@ -16,12 +18,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from jobs import PUBLISHED, ROOT, machine
+from jobs import ROOT, Peer, add_peers, publish, read_peers
 
 SHAPES = {  # agents, observation, state, actions
     "3m": (3, 75, 72, 8),
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", default=None, help="algorithms; all by default")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--lengths", nargs="+", choices=["full", "realistic"], default=["full", "realistic"])
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout to compare with")
+    add_peers(parser)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=5, help="in a round")
@@ -50,7 +51,7 @@ def main() -> None:
         work(**json.loads(args.worker))
         return
     configs = args.configs or sorted(path.stem for path in (ROOT / "src/config/algs").glob("*.yaml"))
-    peers = dict(peer.split("=", 1) for peer in args.peer)
+    peers = {name: peer for name, peer in read_peers(args).items() if (peer.path / "src/learners").is_dir()}
     table = {}
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.busy)]
     for shape in args.shapes:
@@ -59,42 +60,39 @@ def main() -> None:
             print(as_text(f"{shape}, {lengths}", table[f"{shape}, {lengths}"], list(peers)), flush=True)
     for other in others:
         other.kill()
-    report = {"settings": vars(args) | {"peer": list(peers)}, "machine": machine(), "table": table}
-    PUBLISHED.mkdir(parents=True, exist_ok=True)
-    (PUBLISHED / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    publish(args.name, vars(args) | {"peer": list(peers)}, table=table)
 
 
-def measure(args, shape: str, lengths: str, configs: list[str], peers: dict[str, str]) -> dict:
+def measure(args, shape: str, lengths: str, configs: list[str], peers: dict[str, Peer]) -> dict:
     """Milliseconds of an update, by name: medians of rounds, which all take in turn."""
     common = {"shape": shape, "lengths": lengths, "threads": args.threads, "device": args.device}
-    workers = {name: Worker(config=name, path="", **common) for name in configs}
-    workers |= {name: Worker(config="qmix", path=str(Path(path).resolve()), **common) for name, path in peers.items()}
+    workers = {name: Worker(sys.executable, config=name, path="", **common) for name in configs}
+    workers |= {name: Worker(peer.python, config="qmix", path=str(peer.path), **common) for name, peer in peers.items()}
     rounds: dict[str, list[float]] = {name: [] for name in workers}
     failed = {name: worker.error for name, worker in workers.items() if worker.error}
     for _ in range(args.rounds):
         for name, worker in workers.items():
             if name not in failed:
                 rounds[name].append(worker.updates(args.updates))
-    limits = {name: worker.limit for name, worker in workers.items()}
     for worker in workers.values():
         worker.close()
     return {
         name: {"error": failed[name]}
         if name in failed
-        else {"ms": float(np.median(found)), "rounds": found, "limit_ms": limits[name]}
+        else {"ms": float(np.median(found)), "rounds": found, **workers[name].limits}
         for name, found in rounds.items()
     }
 
 
 def as_text(title: str, table: dict, peers: list[str]) -> str:
     """A table with the ratios of this run, and how far they spread over its rounds."""
-    head = ["ms", "of the limit", *(f"{peer} / this" for peer in peers)]
+    head = ["ms", "of the limit", "launches", *(f"{peer} / this" for peer in peers)]
     lines = [title, f"{'':<22}" + "".join(f"{text:>24}" for text in head)]
     for name, row in table.items():
         if "error" in row:
             lines.append(f"{name:<22}  {row['error']}")
             continue
-        cells = [f"{row['ms']:.1f}", f"{row['limit_ms'] / row['ms']:.0%}"]
+        cells = [f"{row['ms']:.1f}", f"{row['limit_ms'] / row['ms']:.0%}", f"{row['launch_ms'] / row['ms']:.0%}"]
         for peer in peers:
             if "rounds" not in table[peer]:
                 cells.append("-")
@@ -108,10 +106,10 @@ def as_text(title: str, table: dict, peers: list[str]) -> str:
 class Worker:
     """One code base's learner in a process of its own."""
 
-    def __init__(self, **what):
+    def __init__(self, python: str, **what):
         threads = {"OMP_NUM_THREADS": str(what["threads"]), "MKL_NUM_THREADS": str(what["threads"])}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", json.dumps(what)],
+            [python, __file__, "--worker", json.dumps(what)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -119,7 +117,7 @@ class Worker:
             env=os.environ | threads | {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"},
         )
         found = self._answer()
-        self.error, self.limit = found.get("error"), found.get("limit_ms")
+        self.error, self.limits = found.get("error"), found
 
     def updates(self, count: int) -> float:
         """The median milliseconds of so many updates."""
@@ -155,7 +153,7 @@ def work(config: str, path: str, shape: str, lengths: str, threads: int, device:
     try:
         learner, batch = (peers_learner if path else our_learner)(config, shape, lengths, device, Path(path))
         step(learner, batch, device)  # the first allocates
-        answer = {"limit_ms": limit(learner, batch, device)}
+        answer = limits(learner, batch, device)
     except Exception as error:  # told to the other side, which goes on with the others
         answer = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(answer), flush=True)
@@ -165,45 +163,20 @@ def work(config: str, path: str, shape: str, lengths: str, threads: int, device:
 
 
 def step(learner, batch, device: str) -> float:
-    import torch
+    from limits import seconds
 
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    learner.train(batch, t_env=1, episode_num=1)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return seconds(lambda: learner.train(batch, t_env=1, episode_num=1), device)
 
 
-def limit(learner, batch, device: str) -> float:
-    """Milliseconds that the update's matrix products would take at the speed of large ones."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
+def limits(learner, batch, device: str) -> dict[str, float]:
+    """Milliseconds of an update's matrix products at the speed of large ones, and of launching all that it launches."""
+    from limits import count, launch_latency, matrix_peak
 
-    def linear_flops(x: torch.Size, weight: torch.Size, *_, **__) -> int:
-        return 2 * x.numel() * weight[0]
-
-    onednn = {torch.ops.mkldnn._linear_pointwise: linear_flops} if device == "cpu" else {}
-    with FlopCounterMode(display=False, custom_mapping=onednn) as counter:
-        learner.train(batch, t_env=1, episode_num=1)
-    a = torch.randn(2048, 2048, device=device)
-    ways = [torch.matmul]
-    if device == "cpu":  # which is the faster one depends on the processor's maker (src/utils/linear.py)
-        ways.append(lambda a, b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
-    seconds = []
-    for multiply in ways * 5:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        multiply(a, a)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return 1000 * counter.get_total_flops() / (2 * 2048**3 / min(seconds))
+    flops, launches = count(lambda: learner.train(batch, t_env=1, episode_num=1))
+    return {"limit_ms": 1000 * flops / matrix_peak(device), "launch_ms": 1000 * launches * launch_latency(device)}
 
 
-def our_learner(config: str, shape: str, lengths: str, device: str, _path: Path):
+def our_learner(config: str, shape: str, lengths: str, device: str, _path: Path, **more):
     from components.episode_buffer import EpisodeBatch
     from components.transforms import OneHot
     from config.schema import extend, freeze, load
@@ -212,7 +185,7 @@ def our_learner(config: str, shape: str, lengths: str, device: str, _path: Path)
 
     N, O, S, A = SHAPES[shape]
     sizes = {"n_agents": N, "n_actions": A, "obs_shape": O, "state_shape": S, "episode_limit": LIMIT}
-    overrides = SAME | {"use_cuda": device == "cuda", "learner_log_interval": 10**9}
+    overrides = SAME | {"use_cuda": device == "cuda", "learner_log_interval": 10**9} | more
     args = freeze(load(config, "sc2", overrides))
     args = extend(args, device=device, unique_token="benchmark", agent_groups=None, **sizes)
     one_hot = {"actions": ("actions_onehot", [OneHot(A)])}

@@ -384,7 +384,7 @@ def probe_run(config) -> dict[str, Any]:
 
     import torch
 
-    from components.episode_buffer import EpisodeBatch, episode_bytes
+    from components.episode_buffer import EpisodeBatch, compact, episode_bytes
     from config.schema import extend, freeze
     from run import Experiment
     from runners import REGISTRY as runner_REGISTRY
@@ -410,15 +410,18 @@ def probe_run(config) -> dict[str, Any]:
         fields["terminated"][:, steps - 2] = 1
         return peak_bytes(lambda: learner.train(batch, 0, 0))
 
-    _, two, four = (update(episodes) for episodes in (2, 2, 4))  # the first one also makes the optimiser's state
+    few = max(2, 300 // steps)  # enough that the batch takes more than a copy of the parameters
+    _, one, twice = (update(episodes) for episodes in (few, few, 2 * few))  # the first also makes the optimiser's state
     with tempfile.TemporaryDirectory() as folder:
         learner.save_models(folder)
         model_bytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-    each = max(0, four - two) // 2
+    each = max(0, twice - one) // few
+    kept = compact(experiment.scheme, getattr(torch, config["replay_dtype"]))
     return {
         **{key: int(info[key]) for key in ("n_agents", "n_actions", "obs_shape", "state_shape", "episode_limit")},
         "episode_bytes": episode_bytes(experiment.scheme, experiment.groups, steps),
-        "update_bytes": max(0, two - 2 * each) + each * config["batch_size"],
+        "replay_bytes": episode_bytes(kept, experiment.groups, steps),
+        "update_bytes": max(0, one - few * each) + each * config["batch_size"],
         "model_bytes": model_bytes,
         "worker_bytes": worker_bytes,
         "process_bytes": resident_bytes(),
@@ -530,7 +533,7 @@ def check_gpu(case: Case) -> Finding:
     sizes = case.sizes()
     if sizes is None:
         return Finding(OK, text)
-    remedy = "set buffer_cpu_only=True or a smaller buffer_size, or choose another GPU with CUDA_VISIBLE_DEVICES"
+    remedy = "set buffer_cpu_only=True or a smaller buffer_size or replay_dtype, or CUDA_VISIBLE_DEVICES to another GPU"
     memory = compare(gpus[0]["free"], gpu_needs(config, sizes), "free", remedy)
     return Finding(memory.mark, f"{text}; {memory.text}", memory.remedy)
 
@@ -783,7 +786,7 @@ def gpu_needs(config: dict[str, Any], sizes: dict[str, Any]) -> dict[str, int]:
 
 def _replay_needs(config: dict[str, Any], sizes: dict[str, Any]) -> dict[str, int]:
     stored = 0 if config["evaluate"] else config["buffer_size"]
-    return {f"replay of {stored} episodes": sizes["episode_bytes"] * stored}
+    return {f"replay of {stored} episodes": sizes["replay_bytes"] * stored}
 
 
 def _update_bytes(config: dict[str, Any], sizes: dict[str, Any]) -> int:

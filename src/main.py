@@ -76,11 +76,16 @@ def main(argv: list[str]) -> int:
                     return 0
             sacred_id = None if resumption is None else resumption.description["sacred_id"]
             records = Path(config["local_results_path"]) / "sacred"
-            experiment.observers.append(RunFolder(records, get_logger(), sacred_id))
-            if mongo_option or names_mongo():
-                from utils.mongo import MongoRecord, locate
 
-                experiment.observers.append(MongoRecord(locate(mongo_option), records, get_logger()))
+            def observers(sacred_id: str | None = None) -> list:
+                found: list = [RunFolder(records, get_logger(), sacred_id)]
+                if mongo_option or names_mongo():
+                    from utils.mongo import MongoRecord, locate
+
+                    found.append(MongoRecord(locate(mongo_option), records, get_logger()))
+                return found
+
+            experiment.observers += observers(sacred_id)
     except (ConfigError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -93,9 +98,15 @@ def main(argv: list[str]) -> int:
 
     @experiment.main
     def train(_run, _log):
-        from run import run  # torch and the environments load only when there is something to run
-
+        assert config is not None  # then there would be help only
         try:
+            # torch and the environments load only when there is something to run
+            if config["seeds"] > 1:
+                from seeds import run_seeds
+
+                return run_seeds(_run, config, _log, observers)
+            from run import run
+
             return run(_run, config, _log, resumption)
         except (UserError, RunFailure) as error:
             # SystemExit: sacred records the run as failed, and prints no traceback.

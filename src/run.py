@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from components.episode_buffer import EpisodeBatch, ReplayBuffer, episode_bytes
+from components.episode_buffer import EpisodeBatch, ReplayBuffer
 from components.pace import Pace
 from components.transforms import OneHot
 from config.schema import extend, freeze
@@ -71,13 +71,13 @@ def run(_run, _config, _log, resumption: Resumption | None = None) -> dict[str, 
         Interrupted: it was asked to stop, and can go on.
     """
     times = 0 if resumption is None else resumption.description["resumed"] + 1
-    args = _prepare(_config, _log, times)
-    folder = _new_folder(args) if resumption is None else resumption.folder
+    args = prepare(_config, _log, times)
+    folder = new_folder(args) if resumption is None else resumption.folder
     args = extend(args, unique_token=folder.name)
     logger = Logger(_log)
     logger.setup_sacred(_run)
     about = {"token": folder.name, "config": _config, "sacred_id": _run._id, "resumed": times}
-    with Checkpoints(folder, args.keep_checkpoints) as checkpoints, _running(args, logger) as runner:
+    with Checkpoints(folder, args.keep_checkpoints) as checkpoints, running(args, logger) as runner:
         experiment = Experiment(args, logger, runner)
         if args.evaluate:
             return experiment.evaluate()
@@ -100,9 +100,9 @@ def record(config, path: str, episodes: int, log) -> Path:
         config: a validated configuration; the model of its `checkpoint_path` plays, or without one new networks.
         log: the console logger.
     """
-    args = extend(_prepare({**config, "evaluate": True}, log), unique_token="dataset")  # nothing is learned: no replay
+    args = extend(prepare({**config, "evaluate": True}, log), unique_token="dataset")  # nothing is learned: no replay
     logger = Logger(log)
-    with _running(args, logger) as runner:
+    with running(args, logger) as runner:
         return Experiment(args, logger, runner, records=True).record(path, episodes)
 
 
@@ -115,13 +115,13 @@ def watch(config, path: Path, episodes: int, fps: float, log) -> list[str]:
     Returns:
         Lines that say what was written.
     """
-    args = extend(_prepare({**config, "evaluate": True, "test_nepisode": episodes}, log), unique_token="replay")
-    with _running(args, Logger(log)) as runner:
+    args = extend(prepare({**config, "evaluate": True, "test_nepisode": episodes}, log), unique_token="replay")
+    with running(args, Logger(log)) as runner:
         experiment = Experiment(args, Logger(log), runner)
         return experiment.watch(path, episodes, fps)
 
 
-def _prepare(config, log, times_resumed: int = 0):
+def prepare(config, log, times_resumed: int = 0):
     """The arguments of a run, with its device; sets seeds and threads."""
     device = _choose_device(freeze(config), log)
     env_args = dict(config["env_args"])
@@ -146,10 +146,10 @@ def make_runner(args, logger: Logger) -> Any:
 
 
 @contextlib.contextmanager
-def _running(args, logger: Logger) -> Iterator[Any]:
-    """The runner, closed in the end."""
+def running(args, logger: Logger, build: Callable[..., Any] | None = None) -> Iterator[Any]:
+    """The runner that `build`, or `args.runner`, makes; closed in the end."""
     try:
-        runner = make_runner(args, logger)
+        runner = (build or make_runner)(args, logger)
         try:
             yield runner
         finally:
@@ -245,11 +245,12 @@ class Experiment:
         steps = args.episode_limit + 1
         self.buffer: Any = None
         if not args.evaluate:
-            where = "cpu" if args.buffer_cpu_only else args.device
+            where, dtype = "cpu" if args.buffer_cpu_only else args.device, getattr(torch, args.replay_dtype)
             if args.offline:
-                self.buffer, self.dataset = self._load_dataset(steps, where)
+                self.buffer, self.dataset = self._load_dataset(steps, where, dtype)
             else:
-                self.buffer = ReplayBuffer(self.scheme, self.groups, args.buffer_size, steps, self.preprocess, where)
+                parts = (self.scheme, self.groups, args.buffer_size, steps, self.preprocess)
+                self.buffer = ReplayBuffer(*parts, where, dtype)
             if args.compile:
                 self.buffer.lengths = LENGTHS
         full_scheme = EpisodeBatch(self.scheme, self.groups, 1, 1, preprocess=self.preprocess).scheme
@@ -301,15 +302,14 @@ class Experiment:
             between: called after every round, when nothing is half done.
         """
         args, runner = self.args, self.runner
-        self._announce()
+        self.announce()
         started, t_start, updates = time.monotonic(), runner.t_env, self.counters.updates
         progress = Progress(self.logger, t_start, args.t_max, "updates" if args.offline else "steps", updates)
         try:
             while runner.t_env <= args.t_max - args.offline:
                 self._round(progress)
                 between()
-            if runner.t_env > self.counters.last_test:
-                self.counters.summary = self._test()
+            if self.test_last():
                 progress.row(runner.t_env, self.counters.updates)
         except Interrupted:
             raise
@@ -323,25 +323,40 @@ class Experiment:
             progress.close()
             if self.writer is not None:  # however training ends, the episodes are whole
                 self.writer.commit()
-        try:
-            saved = self.save() if args.save_model else None
-        except OSError as error:
-            raise RunFailure(f"training is complete, but its model cannot be saved: {error}") from error
         done = (runner.t_env - t_start, self.counters.updates - updates, time.monotonic() - started)
-        self._report(_run, *done, saved)
+        self._report(_run, *done)
         return self.counters.summary
+
+    def test_last(self) -> bool:
+        """Test once more, unless nothing was played since; whether that was so."""
+        if self.runner.t_env <= self.counters.last_test:
+            return False
+        self.counters.summary = self._test()
+        self.counters.last_test = self.runner.t_env
+        return True
 
     def _round(self, progress: Progress) -> None:
         """Collect some episodes, make the updates that they earn, and test, save and log what is due."""
-        args, runner, counters = self.args, self.runner, self.counters
+        for _ in self.due_updates():
+            sample = self.buffer.sample(self.args.batch_size)
+            if sample.device != self.args.device:
+                sample.to(self.args.device)
+            self._update(sample)
+        if self.keep_up():
+            progress.row(self.runner.t_env, self.counters.updates)
+        progress.line(self.runner.t_env, self.counters.updates)
+
+    def due_updates(self) -> Iterator[None]:
+        """Collect some episodes; returns once for every update that they earn, which is to be made then."""
         for earned in self._collect():
-            counters.owed += earned
-            while counters.owed >= 1:
-                sample = self.buffer.sample(args.batch_size)
-                if sample.device != args.device:
-                    sample.to(args.device)
-                counters.updates += self._update(sample)
-                counters.owed -= 1
+            self.counters.owed += earned
+            while self.counters.owed >= 1:
+                yield
+                self.counters.owed -= 1
+
+    def keep_up(self) -> bool:
+        """Test, save and log what is due; whether statistics were logged."""
+        args, runner, counters = self.args, self.runner, self.counters
         t_env = runner.t_env
         if self._rolls_out and counters.updates and t_env - counters.last_rollout >= args.gate.rollout_interval:
             counters.rollout_steps += self._certify()
@@ -356,22 +371,22 @@ class Experiment:
             except OSError as error:
                 self.logger.console_logger.warning("The model of step %d cannot be saved: %s", t_env, error)
             counters.last_save = t_env
-        if t_env - counters.last_log >= args.log_interval:
-            if not args.offline:
-                self.logger.log_stat("episode", counters.episodes, t_env)
-            self.logger.log_stat("updates", counters.updates, t_env)
-            if args.on_nonfinite == "skip":
-                self.logger.log_stat("nonfinite_updates", counters.nonfinite_updates, t_env)
-            progress.row(t_env, counters.updates)
-            counters.last_log = t_env
-        progress.line(t_env, counters.updates)
+        if t_env - counters.last_log < args.log_interval:
+            return False
+        if not args.offline:
+            self.logger.log_stat("episode", counters.episodes, t_env)
+        self.logger.log_stat("updates", counters.updates, t_env)
+        if args.on_nonfinite == "skip":
+            self.logger.log_stat("nonfinite_updates", counters.nonfinite_updates, t_env)
+        counters.last_log = t_env
+        return True
 
     def evaluate(self) -> dict[str, float]:
         """Play `test_nepisode` test episodes and print their statistics."""
         summary = self._test()
         rows = [("episodes", f"{self.args.test_nepisode}"), ("model", f"{self.args.checkpoint_path or 'untrained'}")]
         rows += [(key.removeprefix("test_"), f"{value:.4f}") for key, value in summary.items()]
-        print(format_table(rows, f"Evaluation of {self.args.name} on {_env_title(self.args)}"))
+        print(format_table(rows, f"Evaluation of {self.args.name} on {env_title(self.args)}"))
         if self.args.save_replay:
             try:
                 print("\n".join(self._save_replay()))
@@ -411,7 +426,7 @@ class Experiment:
                 return self._replay_instead()
             for number in range(1, episodes + 1):
                 watched = watch_episode(env, self.mac, self._empty_episode)
-                shots += self._shots(watched, f"{args.name} on {_env_title(args)}, episode {number}")
+                shots += self._shots(watched, f"{args.name} on {env_title(args)}, episode {number}")
                 lines.append(f"Episode {number}: {_outcome(watched)}")
         except NotImplementedError:
             return self._replay_instead()
@@ -465,7 +480,7 @@ class Experiment:
         writer = self._new_writer(path)
         log, said = self.logger.console_logger.info, time.monotonic()
         started = said
-        log("Recording %d episodes of %s in %s", episodes, _env_title(self.args), path)
+        log("Recording %d episodes of %s in %s", episodes, env_title(self.args), path)
         try:
             while len(writer) < episodes:
                 batch = self.runner.run(test_mode=False)
@@ -502,9 +517,10 @@ class Experiment:
         }
         return new_writer(path, self.scheme, self.groups, self.preprocess, steps, attributes)
 
-    def _load_dataset(self, steps: int, device: str) -> tuple[ReplayBuffer, dict[str, Any]]:
+    def _load_dataset(self, steps: int, device: str, dtype: torch.dtype) -> tuple[ReplayBuffer, dict[str, Any]]:
         args = self.args
-        found = load_dataset(args.dataset, self._played_in(), self.scheme, self.groups, self.preprocess, steps, device)
+        parts = (self.scheme, self.groups, self.preprocess)
+        found = load_dataset(args.dataset, self._played_in(), *parts, steps, device, dtype)
         if not found[0].can_sample(args.batch_size):
             raise UserError(
                 f"batch_size={args.batch_size}: {args.dataset} holds {found[0].buffer_size} episodes; "
@@ -554,20 +570,27 @@ class Experiment:
         except OSError as error:
             return f"the model cannot be saved: {error}"
 
-    def _update(self, sample: EpisodeBatch) -> bool:
-        """Learn from a batch; whether it could be done."""
-        counters = self.counters
+    def _update(self, sample: EpisodeBatch) -> None:
+        """Learn from a batch, if it can be done."""
         try:
-            self.learner.train(sample, self.runner.t_env, counters.episodes)
+            self.learner.train(sample, self.runner.t_env, self.counters.episodes)
         except NonFiniteError as error:
-            counters.nonfinite_updates += 1
-            counters.nonfinite_in_row += 1
-            if self.args.on_nonfinite == "stop" or counters.nonfinite_in_row >= NONFINITE_IN_ROW:
-                self._stop_at(error, sample)
-            self._leave_out(error, sample)
-            return False
-        counters.nonfinite_in_row = 0
-        return True
+            self.count_update(error, sample)
+        else:
+            self.count_update(None, sample)
+
+    def count_update(self, error: NonFiniteError | None, sample: EpisodeBatch) -> None:
+        """An update with this batch was made, or left out for this error."""
+        counters = self.counters
+        if error is None:
+            counters.updates += 1
+            counters.nonfinite_in_row = 0
+            return
+        counters.nonfinite_updates += 1
+        counters.nonfinite_in_row += 1
+        if self.args.on_nonfinite == "stop" or counters.nonfinite_in_row >= NONFINITE_IN_ROW:
+            self._stop_at(error, sample)
+        self._leave_out(error, sample)
 
     def _stop_at(self, error: NonFiniteError, sample: EpisodeBatch) -> NoReturn:
         row = self.counters.nonfinite_in_row
@@ -618,13 +641,12 @@ class Experiment:
             self.runner.run(test_mode=True)
         return {k: v[-1][1] for k, v in self.logger.stats.items() if k.startswith("test_")}
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
         args, log = self.args, self.logger.console_logger.info
         sizes = f"{args.n_agents} agents, {args.n_actions} actions, observations of {args.obs_shape}"
-        log("%s on %s: %s, state of %s", args.name, _env_title(args), sizes, args.state_shape)
-        held = self.buffer.buffer_size
-        size = episode_bytes(self.scheme, self.groups, args.episode_limit + 1) * held
-        log("Replay: %d episodes, %s on %s", held, format_bytes(size), self.buffer.device)
+        log("%s on %s: %s, state of %s", args.name, env_title(args), sizes, args.state_shape)
+        held, size = self.buffer.buffer_size, format_bytes(self.buffer.nbytes)
+        log("Replay: %d episodes, %s on %s, observations as %s", held, size, self.buffer.device, args.replay_dtype)
         machine = f"device {args.device}, {torch.get_num_threads()} torch thread(s)"
         if args.offline:
             mean, std = self.dataset["return_mean"], self.dataset["return_std"]
@@ -639,8 +661,8 @@ class Experiment:
             machine,
         )
 
-    def _report(self, _run, steps: int, updates: int, seconds: float, saved: Path | None) -> None:
-        args, results = self.args, Path(self.args.local_results_path)
+    def _report(self, _run, steps: int, updates: int, seconds: float) -> None:
+        args = self.args
         env: Any = getattr(self.runner, "env", None)
         if hasattr(env, "game_states") and hasattr(self.learner, "joint_values"):
 
@@ -658,6 +680,18 @@ class Experiment:
             ("test episodes", f"{args.test_nepisode}"),
         ]
         rows += [(key.removeprefix("test_"), f"{value:.3f}") for key, value in self.counters.summary.items()]
+        rows += self.keep_results(_run)
+        print("\n" + format_table(rows, f"{args.name} on {env_title(args)}, seed {args.seed}"))
+        sys.stdout.flush()
+
+    def keep_results(self, _run) -> list[tuple[str, str]]:
+        """Save the model and draw what is wanted, and hand them to sacred; returns what lies where."""
+        args, results = self.args, Path(self.args.local_results_path)
+        try:
+            saved = self.save() if args.save_model else None
+        except OSError as error:
+            raise RunFailure(f"training is complete, but its model cannot be saved: {error}") from error
+        rows = []
         if _run._id is not None:
             rows.append(("sacred record", f"{results / 'sacred' / str(_run._id)}"))
         if args.use_tensorboard:
@@ -673,14 +707,13 @@ class Experiment:
                 rows += self._plot(_run)
             except OSError as error:
                 self.logger.console_logger.warning("The pictures cannot be written: %s", error)
-        print("\n" + format_table(rows, f"{args.name} on {_env_title(args)}, seed {args.seed}"))
-        sys.stdout.flush()
+        return rows
 
     def _plot(self, _run) -> list[tuple[str, str]]:
         """Draw the run's pictures and hand them to sacred; returns what each is and where it lies."""
         args, plots = self.args, Path(self.args.local_results_path) / "plots"
         unit = "gradient updates" if args.offline else "environment steps"
-        title = f"{args.name} on {_env_title(args)}, seed {args.seed}"
+        title = f"{args.name} on {env_title(args)}, seed {args.seed}"
         curve = plot_learning_curve(self.logger.stats, title, plots / f"{args.unique_token}.png", unit)
         profile = getattr(self.learner, "gap_profile", None)
         gate = plot_gate(self.logger.stats, profile, title, plots / f"{args.unique_token}_gate.png", unit)
@@ -726,7 +759,7 @@ def _good_thread_count(args) -> int:
     return 1 if args.rnn_hidden_dim <= 128 else torch.get_num_threads()
 
 
-def _new_folder(args) -> Path:
+def new_folder(args) -> Path:
     """results/checkpoints/<name>__<time>, made here and so this run's alone: the last part is its token.
 
     A number stands behind the time if another run of this second has taken the name.
@@ -750,6 +783,6 @@ def _outcome(watched: Watched) -> str:
     return ", ".join(words) + (" (time is up)" if watched.info.get("episode_limit") else "")
 
 
-def _env_title(args) -> str:
+def env_title(args) -> str:
     name = args.env_args.get("map_name") or args.env_args.get("key") or args.env_args.get("game")
     return f"{args.env} {name}" if name else args.env

@@ -25,7 +25,7 @@ PROGRAM = ROOT / "src/doctor.py"
 MIB = 2**20
 RUN = {  # what the probe `run` answers
     **{"n_agents": 3, "n_actions": 9, "obs_shape": 30, "state_shape": 48, "episode_limit": 60},
-    **{"episode_bytes": MIB, "update_bytes": 50 * MIB, "model_bytes": 2 * MIB},
+    **{"episode_bytes": MIB, "replay_bytes": MIB, "update_bytes": 50 * MIB, "model_bytes": 2 * MIB},
     **{"worker_bytes": 60 * MIB, "process_bytes": 500 * MIB},
 }
 GPU = {"name": "H200", "free": 100 * 2**30, "total": 140 * 2**30}
@@ -641,13 +641,14 @@ def trial(alg="qmix", env="matrix_games", **overrides) -> doctor.Row:
 
 @pytest.mark.skipif(importlib.util.find_spec("jaxmarl") is None, reason="jaxmarl is not installed")
 def test_a_trial_measures_the_run():
-    config = load("greedy_qmix", "smax", {"behaviour": {"source": "stored"}})
+    config = load("greedy_qmix", "smax", {"behaviour": {"source": "stored"}, "replay_dtype": "float16"})
     found = doctor.probe_run(config)
     assert row("trial", Case(config, {**ANSWERS, "run": found})).mark == OK
     numbers = {"obs_shape": 75, "state_shape": 72, "n_actions": 8, "n_agents": 3, "episode_limit": 100}
     assert found.items() >= numbers.items()
     # Observations, state, actions, available actions, reward, end, filled, probabilities of the behaviour policy.
     assert found["episode_bytes"] == 101 * (4 * 3 * 75 + 4 * 72 + 8 * 3 + 4 * 3 * 8 + 4 + 1 + 8 + 4 * 3 * 8)
+    assert found["replay_bytes"] == 101 * (2 * 3 * 75 + 2 * 72 + 3 + 3 * 8 + 4 + 1 + 1 + 4 * 3 * 8)
     assert found["process_bytes"] > 100 * MIB
 
 

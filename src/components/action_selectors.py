@@ -3,6 +3,7 @@
 import torch
 
 from components.epsilon_schedules import DecayThenFlatSchedule
+from utils.seeding import RandomRows
 
 
 class EpsilonGreedyActionSelector:
@@ -13,6 +14,7 @@ class EpsilonGreedyActionSelector:
             args.epsilon_start, args.epsilon_finish, args.epsilon_anneal_time, decay="linear"
         )
         self.epsilon = self.schedule.eval(0)
+        self.random = RandomRows()
         self.test_epsilon = args.test_epsilon
 
     def select_action(self, agent_inputs, avail_actions, t_env: int, test_mode: bool = False) -> torch.Tensor:
@@ -21,8 +23,15 @@ class EpsilonGreedyActionSelector:
         greedy = agent_inputs.masked_fill(avail_actions == 0, -torch.inf).argmax(dim=-1)
         if self.epsilon == 0.0:
             return greedy
-        explore = torch.rand_like(agent_inputs[..., 0]) < self.epsilon
-        return torch.where(explore, draw(avail_actions.float()), greedy)
+        explore = self._uniform(greedy) < self.epsilon
+        return torch.where(explore, draw(avail_actions.float(), self.random), greedy)
+
+    def _uniform(self, like: torch.Tensor) -> torch.Tensor:
+        """Numbers in [0, 1) of this shape."""
+        return self.random(
+            lambda rows, generator: torch.rand(rows, *like.shape[1:], device=like.device, generator=generator),
+            len(like),
+        )
 
     def policy(self, agent_inputs: torch.Tensor, avail_actions: torch.Tensor) -> torch.Tensor:
         """The probabilities that the last selection drew from, at its epsilon: (B, N, A)."""
@@ -45,10 +54,11 @@ class OneAtATimeActionSelector(EpsilonGreedyActionSelector):
             return super().select_action(agent_inputs, avail_actions, t_env, test_mode)
         self.epsilon = self.schedule.eval(t_env)
         B, N, _ = agent_inputs.shape
-        acting = torch.randint(N, (B, 1), device=agent_inputs.device)
-        alone = (torch.arange(N, device=agent_inputs.device) == acting).long()
-        explore = torch.rand(B, 1, device=agent_inputs.device) < self.epsilon
-        return torch.where(explore, draw(avail_actions.float()), alone)
+        device = agent_inputs.device
+        acting = self.random(lambda rows, generator: torch.randint(N, (rows, 1), device=device, generator=generator), B)
+        alone = (torch.arange(N, device=device) == acting).long()
+        explore = self._uniform(acting) < self.epsilon
+        return torch.where(explore, draw(avail_actions.float(), self.random), alone)
 
     def policy(self, agent_inputs: torch.Tensor, avail_actions: torch.Tensor) -> torch.Tensor:
         """Each agent's own probabilities, (B, N, A); their product is not the team's."""
@@ -67,6 +77,7 @@ class MultinomialActionSelector:
             args.epsilon_start, args.epsilon_finish, args.epsilon_anneal_time, decay="linear"
         )
         self.epsilon = self.schedule.eval(0)
+        self.random = RandomRows()
         self.test_greedy = args.test_greedy
 
     def select_action(self, agent_inputs, avail_actions, t_env: int, test_mode: bool = False) -> torch.Tensor:
@@ -75,7 +86,7 @@ class MultinomialActionSelector:
         policy = agent_inputs.masked_fill(avail_actions == 0, 0.0)
         if test_mode and self.test_greedy:
             return policy.argmax(dim=-1)
-        return draw(policy)
+        return draw(policy, self.random)
 
     def policy(self, agent_inputs: torch.Tensor, avail_actions: torch.Tensor) -> torch.Tensor:
         """The probabilities that the last selection drew from: (B, N, A)."""
@@ -83,13 +94,16 @@ class MultinomialActionSelector:
         return weights / weights.sum(dim=-1, keepdim=True)
 
 
-def draw(weights: torch.Tensor) -> torch.Tensor:
+def draw(weights: torch.Tensor, random: RandomRows) -> torch.Tensor:
     """An index of the last dimension for each row of it, by these weights: (..., A) -> (...).
 
     The first arrival of independent exponential clocks with these rates, as in torch.multinomial, whose checks of the
     weights would wait for a GPU at every step.
     """
-    return (weights / torch.empty_like(weights).exponential_()).argmax(dim=-1)
+    clocks = random(
+        lambda rows, generator: torch.empty_like(weights[:rows]).exponential_(generator=generator), len(weights)
+    )
+    return (weights / clocks).argmax(dim=-1)
 
 
 REGISTRY = {

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import torch
 
-from components.episode_buffer import EpisodeBatch, ReplayBuffer, episode_bytes, stored_fields
+from components.episode_buffer import EpisodeBatch, ReplayBuffer, compact, episode_bytes, stored_fields
 from utils.errors import UserError
 from utils.memory import available_bytes, format_bytes
 
@@ -149,7 +149,14 @@ def check_dataset(path: str | Path) -> dict[str, Any]:
 
 
 def load_dataset(
-    path: str, run: Mapping[str, Any], scheme: Mapping, groups: Mapping, preprocess: Mapping, steps: int, device: str
+    path: str,
+    run: Mapping[str, Any],
+    scheme: Mapping,
+    groups: Mapping,
+    preprocess: Mapping,
+    steps: int,
+    device: str,
+    dtype: torch.dtype | None = None,
 ) -> tuple[ReplayBuffer, dict[str, Any]]:
     """All episodes of a file in a replay on `device`, and the file's attributes.
 
@@ -157,6 +164,7 @@ def load_dataset(
         run: what the file's attributes must agree with; `env_args` as JSON, of which a seed does not matter.
         scheme, groups, preprocess: of the replay; fields of the file that they lack are left out.
         steps: of an episode, the final observation included.
+        dtype: of observations and states in the replay; None: the scheme's.
 
     Raises:
         UserError: the file is damaged, holds what no learner could use, or was recorded for something else; or its
@@ -166,14 +174,14 @@ def load_dataset(
         opened.must_agree(run)
         opened.must_have(_fields(scheme, groups, preprocess, steps))
         episodes = opened.attributes["episodes"]
-        size, free = episode_bytes(scheme, groups, steps) * episodes, available_bytes(device)
+        size, free = episode_bytes(compact(scheme, dtype), groups, steps) * episodes, available_bytes(device)
         if size > free:
             raise UserError(
                 f"dataset={path}: its {episodes} episodes need {format_bytes(size)} on {device}, but "
-                f"{format_bytes(free)} are free; record fewer"
+                f"{format_bytes(free)} are free; record fewer, or set a smaller replay_dtype"
                 + ("" if device == "cpu" else ", or set buffer_cpu_only=True to keep them in the host's memory")
             )
-        replay = ReplayBuffer(scheme, groups, episodes, steps, preprocess, device)
+        replay = ReplayBuffer(scheme, groups, episodes, steps, preprocess, device, dtype)
         for content in opened.blocks():
             count = len(content["filled"])
             batch = EpisodeBatch(scheme, groups, count, steps, preprocess=preprocess)

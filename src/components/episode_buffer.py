@@ -7,13 +7,16 @@ hold data: the steps that were played and the observation after the last of them
 
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 
 from utils.errors import UserError
 from utils.memory import available_bytes, format_bytes
+
+FILLED = {"vshape": (1,), "dtype": torch.long}
+NUMBERS = ("obs", "state")  # of which a replay may keep less than the scheme's precision
 
 Index = slice | int | list | np.ndarray | torch.Tensor
 
@@ -50,16 +53,10 @@ class EpisodeBatch:
                 if key in self.scheme[source]:
                     derived[key] = self.scheme[source][key]
             self.scheme[name] = derived
-        self.scheme.setdefault("filled", {"vshape": (1,), "dtype": torch.long})
+        self.scheme.setdefault("filled", FILLED)
         if data is None:
-            data = SimpleNamespace(transition_data={}, episode_data={})
-            for key, (shape, dtype, const) in stored_fields(self.scheme, self.groups, self.preprocess).items():
-                if const:
-                    data.episode_data[key] = torch.zeros((batch_size, *shape), dtype=dtype, device=device)
-                else:
-                    data.transition_data[key] = torch.zeros(
-                        (batch_size, max_seq_length, *shape), dtype=dtype, device=device
-                    )
+            fields = stored_fields(self.scheme, self.groups, self.preprocess)
+            data = _zeros(fields, batch_size, max_seq_length, device)
         self.data = data
 
     def update(self, data: Mapping, bs: Index = slice(None), ts: Index = slice(None), mark_filled: bool = True) -> None:
@@ -163,34 +160,47 @@ class EpisodeBatch:
 class ReplayBuffer(EpisodeBatch):
     """A ring of whole episodes, allocated at once on `device`; the oldest is overwritten first.
 
+    Its tensors have the types of `compact(scheme, dtype)`; samples, and other parts of it, have the scheme's.
+
     Raises:
         UserError: it cannot fit into the device's memory.
     """
 
     def __init__(
-        self, scheme: Mapping, groups: Mapping, buffer_size: int, max_seq_length: int, preprocess=None, device="cpu"
+        self,
+        scheme: Mapping,
+        groups: Mapping,
+        buffer_size: int,
+        max_seq_length: int,
+        preprocess=None,
+        device="cpu",
+        dtype: torch.dtype | None = None,
     ):
-        self.nbytes = episode_bytes(scheme, groups, max_seq_length) * buffer_size
+        scheme_of_ring = compact(scheme, dtype)
+        self.nbytes = episode_bytes(scheme_of_ring, groups, max_seq_length) * buffer_size
         free = available_bytes(device)
         if self.nbytes > free:
             fitting = max(1, int(0.8 * free / (self.nbytes / buffer_size)))
             raise UserError(
                 f"buffer_size={buffer_size}: the replay needs {format_bytes(self.nbytes)} on {device} "
                 f"({format_bytes(self.nbytes / buffer_size)} an episode), but {format_bytes(free)} are free; "
-                f"set buffer_size={fitting} or less"
+                f"set buffer_size={fitting} or less, or a smaller replay_dtype"
                 + ("" if str(device) == "cpu" else ", or buffer_cpu_only=True to keep it in the host's memory")
             )
-        super().__init__(scheme, groups, buffer_size, max_seq_length, preprocess=preprocess, device=device)
+        ring = _zeros(stored_fields(scheme_of_ring, groups, {}), buffer_size, max_seq_length, device)
+        super().__init__(scheme, groups, buffer_size, max_seq_length, ring, preprocess, device)
         self.buffer_size = buffer_size
         self.lengths: int | None = None  # that sampled batches may have (`rounded_up`); None: as many as there are
         self.inserted = 0  # episodes so far; the next one comes to this number modulo the ring's size
         self._lengths = np.zeros(buffer_size, dtype=np.int64)  # filled steps of each episode, kept on the host
+        self.random: Any = np.random  # what samples are drawn by: numpy's global numbers, as PyMARL
 
     def insert_episode_batch(self, ep_batch: EpisodeBatch) -> None:
         """Store whole episodes; ones of fewer steps than the ring's are padded with zeros.
 
         Raises:
             ValueError: the batch lacks a field, or is longer than the ring's episodes.
+            UserError: it holds a value that the ring's types do not; nothing is stored.
         """
         missing = set(self._stored()) - set(ep_batch._stored())
         if missing or ep_batch.max_seq_length > self.max_seq_length:
@@ -198,19 +208,47 @@ class ReplayBuffer(EpisodeBatch):
                 f"cannot store episodes of {ep_batch.max_seq_length} steps without {sorted(missing)} "
                 f"in a replay of {self.max_seq_length} steps with {sorted(self._stored())}"
             )
+        fields = self._encode({**ep_batch.data.transition_data, **ep_batch.data.episode_data})
         lengths = ep_batch["filled"].sum(dim=(1, 2)).cpu().numpy()
         start = 0
         while start < ep_batch.batch_size:
             count = min(ep_batch.batch_size - start, self.buffer_size - self.buffer_index)
             rows, place = slice(start, start + count), slice(self.buffer_index, self.buffer_index + count)
             for key, mine in self.data.transition_data.items():
-                mine[place, : ep_batch.max_seq_length] = ep_batch.data.transition_data[key][rows].to(self.device)
+                mine[place, : ep_batch.max_seq_length] = fields[key][rows].to(self.device)
                 mine[place, ep_batch.max_seq_length :] = 0
             for key, mine in self.data.episode_data.items():
-                mine[place] = ep_batch.data.episode_data[key][rows].to(self.device)
+                mine[place] = fields[key][rows].to(self.device)
             self._lengths[place] = lengths[rows]
             self.inserted += count
             start += count
+
+    def over(self, data: SimpleNamespace, preprocess: dict | None = None) -> EpisodeBatch:
+        """A batch over parts of the ring, in the scheme's types."""
+        for fields in (data.transition_data, data.episode_data):
+            for key, value in fields.items():
+                fields[key] = value.to(self.scheme[key].get("dtype", torch.float32))
+        return super().over(data, preprocess)
+
+    def _encode(self, fields: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The ring's fields in the ring's types.
+
+        Raises:
+            UserError: a value cannot be held. Floats may be rounded, integers not.
+        """
+        encoded, lost = {}, {}
+        for key, mine in (self.data.transition_data | self.data.episode_data).items():
+            value, kept = fields[key], fields[key].to(mine.dtype)
+            encoded[key] = kept
+            if kept.dtype.itemsize < value.dtype.itemsize:
+                floats = kept.dtype.is_floating_point
+                lost[key] = value.abs() > torch.finfo(kept.dtype).max if floats else kept.to(value.dtype) != value
+        if lost and torch.stack([where.any() for where in lost.values()]).any():
+            key = next(key for key, where in lost.items() if where.any())
+            name = str(encoded[key].dtype).removeprefix("torch.")
+            problem = f"{key} holds {fields[key][lost[key]][0].item():g}, which the replay cannot keep as {name}"
+            raise UserError(f"replay_dtype={name}: {problem}; set replay_dtype=float32" if key in NUMBERS else problem)
+        return encoded
 
     @property
     def buffer_index(self) -> int:
@@ -228,7 +266,8 @@ class ReplayBuffer(EpisodeBatch):
         return found | {key: value[rows] for key, value in self.data.episode_data.items()}
 
     def put(self, fields: Mapping[str, torch.Tensor], first: int) -> None:
-        """Store again what `episodes` returned; number `first` is the first of them."""
+        """Store again what `episodes` returned, also in the scheme's types; number `first` is the first of them."""
+        fields = self._encode(fields)
         count, longest = fields["filled"].shape[:2]
         rows = np.arange(first, first + count) % self.buffer_size
         for key, mine in self.data.transition_data.items():
@@ -246,8 +285,19 @@ class ReplayBuffer(EpisodeBatch):
         """`batch_size` different episodes, uniformly drawn, cut after the longest of them or a little later."""
         if not self.can_sample(batch_size):
             raise ValueError(f"cannot sample {batch_size} episodes, the replay holds {self.episodes_in_buffer}")
-        rows = np.random.choice(self.episodes_in_buffer, batch_size, replace=False)  # noqa: NPY002  as PyMARL
-        longest = rounded_up(int(self._lengths[rows].max()), self.max_seq_length, self.lengths)
+        return self.of_rows(self.draw(batch_size))
+
+    def draw(self, batch_size: int) -> np.ndarray:
+        """The places of `batch_size` different episodes, uniformly drawn."""
+        return self.random.choice(self.episodes_in_buffer, batch_size, replace=False)
+
+    def longest(self, rows: np.ndarray) -> int:
+        """The filled steps of the longest episode in these places, or a little more (`lengths`)."""
+        return rounded_up(int(self._lengths[rows].max()), self.max_seq_length, self.lengths)
+
+    def of_rows(self, rows: np.ndarray, longest: int | None = None) -> EpisodeBatch:
+        """The episodes in these places, cut after `longest` steps; None: after the longest of them."""
+        longest = self.longest(rows) if longest is None else longest
         index = torch.as_tensor(rows, device=self.device)
         # Cut first, so that the gather copies no padding.
         return self.over(
@@ -268,6 +318,17 @@ def rounded_up(length: int, limit: int, lengths: int | None) -> int:
     return min(limit, -(-length // step) * step)
 
 
+def joined(batches: list[EpisodeBatch]) -> EpisodeBatch:
+    """The episodes of batches of the same scheme and length, one behind the other."""
+    data = [batch.data for batch in batches]
+    return batches[0].over(
+        SimpleNamespace(
+            transition_data={k: torch.cat([x.transition_data[k] for x in data]) for k in data[0].transition_data},
+            episode_data={k: torch.cat([x.episode_data[k] for x in data]) for k in data[0].episode_data},
+        )
+    )
+
+
 def stored_fields(scheme: Mapping, groups: Mapping, preprocess: Mapping) -> dict:
     """Field -> (shape without episodes and steps, dtype, episode_const), for the fields that take memory."""
     derived = {name for name, _ in preprocess.values()}
@@ -285,13 +346,41 @@ def stored_fields(scheme: Mapping, groups: Mapping, preprocess: Mapping) -> dict
     return fields
 
 
+def compact(scheme: Mapping, dtype: torch.dtype | None = None) -> dict:
+    """The scheme with the types in which a replay keeps its fields.
+
+    Whole numbers take the smallest type that holds all of them, observations and states take `dtype` (None: the
+    scheme's). float16 rounds a number by at most 2^-11 of it (2^-25 near 0). Rewards stay as they are, for targets add
+    them up, and so do probabilities: importance weights divide by them, and a small one would become 0.
+    """
+    types = {"filled": torch.uint8, "avail_actions": torch.uint8}
+    if "avail_actions" in scheme:
+        largest = int(np.prod(scheme["avail_actions"]["vshape"])) - 1
+        types["actions"] = next(t for t in (torch.uint8, torch.int16, torch.int32) if largest <= torch.iinfo(t).max)
+    if dtype is not None:
+        types |= dict.fromkeys(NUMBERS, dtype)
+    scheme = {"filled": FILLED, **scheme}
+    return {key: {**info, "dtype": types[key]} if key in types else info for key, info in scheme.items()}
+
+
 def episode_bytes(scheme: Mapping, groups: Mapping, max_seq_length: int) -> int:
-    """Bytes that one stored episode takes."""
-    scheme = {**scheme, "filled": {"vshape": (1,), "dtype": torch.long}}
+    """Bytes that one episode takes."""
+    scheme = {"filled": FILLED, **scheme}
     return sum(
         int(np.prod(shape)) * dtype.itemsize * (1 if const else max_seq_length)
         for shape, dtype, const in stored_fields(scheme, groups, {}).values()
     )
+
+
+def _zeros(fields: Mapping, batch_size: int, max_seq_length: int, device) -> SimpleNamespace:
+    """The data of an empty batch with these `stored_fields`."""
+    data = SimpleNamespace(transition_data={}, episode_data={})
+    for key, (shape, dtype, const) in fields.items():
+        if const:
+            data.episode_data[key] = torch.zeros((batch_size, *shape), dtype=dtype, device=device)
+        else:
+            data.transition_data[key] = torch.zeros((batch_size, max_seq_length, *shape), dtype=dtype, device=device)
+    return data
 
 
 def _as_index(item):

@@ -62,6 +62,7 @@ class Run(Section):
     name: FileName
     label: str
     seed: Seed
+    seeds: Count
     t_max: Count
     use_cuda: bool
     require_cuda: bool
@@ -102,6 +103,7 @@ class Run(Section):
     dataset: str
     buffer_size: Count
     buffer_cpu_only: bool
+    replay_dtype: Literal["float32", "float16", "uint8"]
     batch_size: Count
     updates_per_episode: Positive
     gamma: Decay
@@ -755,6 +757,8 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     if config["evaluate"] and not config["checkpoint_path"]:
         yield "which model? Set checkpoint_path=results/models/<token>", "evaluate", "checkpoint_path"
     yield from _offline_conflicts(config)
+    if config["seeds"] > 1:
+        yield from _seeds_conflicts(config)
     quantile = config["learner"] in ("quantile_q_learner", "greedy_quantile_q_learner")
     if quantile != (config["mac"] == "quantile_mac") and config["learner"] in LEARNER_BLOCKS:
         message = (
@@ -782,6 +786,45 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             yield message, "learner", "entropy_coef"
     if all(name in config for name in METHOD_BLOCKS):
         yield from _method_conflicts(config)
+
+
+# What is written as a batch, or can be mapped over seeds.
+FOR_SEEDS: dict[str, tuple[Any, ...]] = {
+    "runner": ("vector",),
+    "env": ("smax", "matrix_games", "greed_games", "stag_hunt"),
+    "learner": (
+        "q_learner",
+        "greedy_q_learner",
+        "quantile_q_learner",
+        "greedy_quantile_q_learner",
+        "qtran_learner",
+        "weighted_q_learner",
+    ),
+    "mac": ("basic_mac", "gated_mac", "quantile_mac"),
+    "agent": ("rnn", "rnn_norm", "mlp"),
+    "mixer": (None, "vdn", "vdn_mean", "qmix", "qmix_concave", "dmaq", "qtran_base", "qtran_alt"),
+    "action_selector": ("epsilon_greedy", "one_at_a_time"),
+    "offline": (False,),
+    "evaluate": (False,),
+    "resume": ("",),
+    "checkpoint_path": ("",),
+    "save_dataset": ("",),
+    "conservative.joint": ("cf", "cf_weighted", "max", "linear"),
+    "gate.joint": ("auto", "cf", "cf_per_gain", "max", "linear"),
+    "gate.realised": ("match", "is"),
+    "behaviour.source": ("empirical", "stored"),
+}
+
+
+def _seeds_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for dotted, known in FOR_SEEDS.items():
+        block, _, key = dotted.rpartition(".")
+        values = config.get(block, {}) if block else config
+        if key in values and values[key] not in known:
+            able = ", ".join("null" if one is None else f"{one}" or "nothing" for one in known)
+            yield f"several seeds at once work with {able}; or set seeds=1 and start src/sweep.py", "seeds", dotted
+    if config["seed"] + config["seeds"] > 2_000_000_000:
+        yield "seeds end at 2,000,000,000; lower seed", "seed", "seeds"
 
 
 def _offline_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:

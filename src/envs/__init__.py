@@ -43,7 +43,11 @@ REGISTRY: dict[str, Callable[..., MultiAgentEnv]] = {
 
 
 def make_vector_env(name: str, n_envs: int, device: str | torch.device, env_args: dict) -> VectorEnv:
-    """E environments of any kind as one `VectorEnv`; environment e gets the seed `env_args["seed"] + e`."""
+    """E environments of any kind as one `VectorEnv`; environment e gets the seed `env_args["seed"] + e`.
+
+    Those of `VECTOR_REGISTRY` also take a list of seeds, for as many equal parts of the batch, each of which then plays
+    as it would alone.
+    """
     from envs.vector_env import SerialVectorEnv
 
     if name in VECTOR_REGISTRY:

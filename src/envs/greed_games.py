@@ -17,6 +17,7 @@ import torch
 from envs.scene import Payoffs
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from utils.errors import UserError
+from utils.seeding import RandomRows
 
 MAX_JOINT_ACTIONS = 100_000  # payoffs are tables over joint actions
 REWARDS = ("team", "individual")
@@ -247,7 +248,7 @@ class GreedGameVectorEnv(VectorEnv):
         noise_dims: standard normals in the state, drawn anew at every step.
         rewards: team; or individual, which also returns each agent's share: what it earns by itself (hares in stag,
             everything in replay, a spectator's bonus), and the rest in equal shares among those who are no spectators.
-        seed: of everything random; None: another one every time.
+        seed: of everything random; None: another one every time; several: of equal parts of the environments.
 
     Raises:
         UserError: unknown game, or arguments that the game does not allow.
@@ -264,7 +265,7 @@ class GreedGameVectorEnv(VectorEnv):
         reward_noise: float,
         noise_dims: int,
         rewards: str,
-        seed: int | None,
+        seed: int | list[int] | None,
     ):
         if rewards not in REWARDS:
             raise UserError(
@@ -292,11 +293,7 @@ class GreedGameVectorEnv(VectorEnv):
         self._probabilities = self._table(self.game.probabilities)  # (Z,)
         self._optimum, self._uniform_return = self.game.optimum, self.game.uniform_return
 
-        self._generator = torch.Generator(device)
-        if seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(seed)
+        self._random = RandomRows.seeded(seed, device)
         self.reset()
 
     def reset(self) -> Observation:
@@ -314,7 +311,10 @@ class GreedGameVectorEnv(VectorEnv):
         info = self._final_info(joint)
 
         if self._n_hidden > 1:
-            drawn = torch.multinomial(self._probabilities, self.n_envs, replacement=True, generator=self._generator)
+            drawn = self._random(
+                lambda rows, generator: torch.multinomial(self._probabilities, rows, True, generator=generator),
+                self.n_envs,
+            )
             self._hidden = torch.where(entering, drawn, self._hidden)
         noise = self._normal(self._noise_dims)
         final = self._observe(self._choosing & ended, noise)
@@ -341,11 +341,11 @@ class GreedGameVectorEnv(VectorEnv):
         return Payoffs(table, names, f"{self.game.name}: what the team gets{hidden}")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"choosing": self._choosing, "hidden": self._hidden, "random": self._generator.get_state()}
+        return {"choosing": self._choosing, "hidden": self._hidden, "random": self._random.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._choosing, self._hidden = state["choosing"], state["hidden"]
-        self._generator.set_state(state["random"])
+        self._random.load_state_dict(state["random"])
 
     def _pay(self, actions: torch.Tensor, joint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The team's reward (E,) and each agent's share (E, N)."""
@@ -383,7 +383,9 @@ class GreedGameVectorEnv(VectorEnv):
         return Observation(obs, state, avail)
 
     def _normal(self, size: int) -> torch.Tensor:
-        return torch.randn(self.n_envs, size, device=self.device, generator=self._generator)
+        return self._random(
+            lambda rows, generator: torch.randn(rows, size, device=self.device, generator=generator), self.n_envs
+        )
 
     def _table(self, values: np.ndarray) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)

@@ -102,7 +102,7 @@ class MatrixGameVectorEnv(VectorEnv):
     n_agents = 2
 
     def __init__(
-        self, n_envs: int, device: str | torch.device, game: str, k: float | None, repeats: int | None, seed: int | None
+        self, n_envs: int, device: str | torch.device, game: str, k: float | None, repeats: int | None, seed: Any
     ):
         self._game = _find_game(game, k, repeats)
         self._payoffs = torch.stack([state.payoff for state in self._game.states]).to(device)  # (K, A, A)

@@ -149,7 +149,7 @@ class SmaxVectorEnv(VectorEnv):
         n_envs: E.
         device: where observations are returned; on CUDA they stay on the GPU if JAX has it too.
         map_name: a map of jaxmarl (see `MAPS`).
-        seed: of the first battle; battle e has `seed + e`.
+        seed: of the first battle; battle e has `seed + e`. Several: of the first of equal parts of the battles.
         reward_scale: factor on jaxmarl's reward, which is about 1 for all damage plus 1 for a win.
         time_limit: steps after which a battle is cut (a truncation); None for jaxmarl's 100.
         scale_state: bring the state's positions, cooldowns and types to [0, 1].
@@ -166,7 +166,7 @@ class SmaxVectorEnv(VectorEnv):
         n_envs: int,
         device: str | torch.device,
         map_name: str,
-        seed: int,
+        seed: int | list[int],
         reward_scale: float,
         time_limit: int | None,
         scale_state: bool,
@@ -197,7 +197,10 @@ class SmaxVectorEnv(VectorEnv):
         self.reward_scale = reward_scale
         self.device = torch.device(device)
         self._on_gpu = self.device.type == "cuda" and jax.default_backend() == "gpu"
-        self._keys = jax.vmap(jax.random.PRNGKey)(jnp.arange(seed, seed + n_envs))
+        firsts = seed if isinstance(seed, list) else [seed]
+        count = n_envs // len(firsts)
+        seeds = jnp.concatenate([jnp.arange(first, first + count) for first in firsts])
+        self._keys = jax.vmap(jax.random.PRNGKey)(seeds)
         self._env_state = None
         self._seen: _View  # as the last step left it
 

@@ -14,6 +14,7 @@ import torch
 from envs.scene import Field, Piece
 from envs.vector_env import Observation, VectorEnv, VectorStep
 from utils.errors import UserError
+from utils.seeding import RandomRows
 
 RIGHT, DOWN, LEFT, UP, STAY, CATCH = range(6)  # the numbers of the paper's code
 GONE = 0  # the cell, outside the field, of caught stags and of the agents that caught them
@@ -54,7 +55,7 @@ class StagHuntVectorEnv(VectorEnv):
         reward: of a catch.
         punishment: of a catch by too few, <= 0: the paper's p.
         time_limit: steps of an episode.
-        seed: of everything random; None: another one every time.
+        seed: of everything random; None: another one every time; several: of equal parts of the environments.
 
     Raises:
         UserError: the field is too small.
@@ -72,7 +73,7 @@ class StagHuntVectorEnv(VectorEnv):
         reward: float,
         punishment: float,
         time_limit: int,
-        seed: int | None,
+        seed: int | list[int] | None,
     ):
         if n_agents + n_stags > size**2:
             raise UserError(
@@ -99,11 +100,7 @@ class StagHuntVectorEnv(VectorEnv):
         near = torch.arange(-sight, sight + 1, device=device)
         self._window = (near.unsqueeze(1) * width + near).flatten()  # (K,) from a cell to those in sight of it
 
-        self._generator = torch.Generator(device)
-        if seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(seed)
+        self._random = RandomRows.seeded(seed, device)
         self.reset()
 
     def reset(self) -> Observation:
@@ -135,7 +132,7 @@ class StagHuntVectorEnv(VectorEnv):
         self._shown = self._agents, self._stags
         ended = terminated | truncated
         if ended.any():
-            agents, stags = self._place()
+            agents, stags = self._place(ended)
             self._agents = torch.where(ended.unsqueeze(1), agents, self._agents)
             self._stags = torch.where(ended.unsqueeze(1), stags, self._stags)
             self._steps = self._steps.masked_fill(ended, 0)
@@ -165,21 +162,21 @@ class StagHuntVectorEnv(VectorEnv):
             "stags": self._stags,
             "steps": self._steps,
             "lone_catches": self._lone_catches,
-            "random": self._generator.get_state(),
+            "random": self._random.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._agents, self._stags = state["agents"], state["stags"]
         self._steps, self._lone_catches = state["steps"], state["lone_catches"]
-        self._generator.set_state(state["random"])
+        self._random.load_state_dict(state["random"])
 
     def _draw(self) -> Draws:
         agents = self._uniform(self.n_agents).argsort(dim=1)
         return Draws(agents, self._uniform(self.n_stags).argsort(dim=1), self._uniform(self.n_stags))
 
-    def _place(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Different random cells of the field for agents (E, N) and stags (E, M)."""
-        cells = self._field[self._uniform(len(self._field)).argsort(dim=1)]
+    def _place(self, wanted: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Different random cells of the field for agents (E, N) and stags (E, M), where they are wanted (E,) bool."""
+        cells = self._field[self._uniform(len(self._field), wanted).argsort(dim=1)]
         return cells[:, : self.n_agents], cells[:, self.n_agents : self.n_agents + self.n_stags]
 
     def _move_agents(self, actions: torch.Tensor, draws: Draws, taken: torch.Tensor) -> None:
@@ -252,5 +249,7 @@ class StagHuntVectorEnv(VectorEnv):
         avail = torch.cat([moves, torch.ones_like(catch), catch], dim=2).to(torch.int32)
         return Observation(obs, state, avail)
 
-    def _uniform(self, size: int) -> torch.Tensor:
-        return torch.rand(self.n_envs, size, device=self.device, generator=self._generator)
+    def _uniform(self, size: int, wanted: torch.Tensor | None = None) -> torch.Tensor:
+        return self._random(
+            lambda rows, generator: torch.rand(rows, size, device=self.device, generator=generator), self.n_envs, wanted
+        )

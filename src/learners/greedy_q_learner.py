@@ -47,9 +47,8 @@ class GreedyQLearner(GreedyTerms, QLearner):
         self._build_terms(scheme)
         self.gap_profile: Any = None  # the last batch's gaps (B, T, N), (B, T, 1) and mask (B, T, 1), for pictures
 
-    def train(self, batch, t_env: int, episode_num: int) -> None:
-        """One gradient step, one of the behaviour model if there is one, and the gate's choice of who acts."""
-        super().train(batch, t_env, episode_num)
+    def settle(self) -> None:
+        """One gradient step of the behaviour model if there is one, and the gate's choice of who acts."""
         self._train_behaviour()
         self.choose_actor()
 

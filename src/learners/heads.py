@@ -11,7 +11,7 @@ from modules.mixers import InStates, mixer_gains
 from objectives import conservative
 from objectives.behaviour import expected_value
 from objectives.munchausen import log_policy
-from utils.once import once
+from utils.computed import computed
 
 
 class Heads:
@@ -31,29 +31,29 @@ class Heads:
         self.chosen_i = self._taken(self.q_i)  # (B, T, N)
         self.chosen_c = self.chosen_i if q_c is q_i else self._taken(self.q_c)
 
-    @once
+    @computed
     def _mix(self) -> InStates:
         with torch.enable_grad():  # whoever asks first: the loss differentiates what the gate only reads
             return InStates(self.mixer, self.state, self.mask)
 
-    @once
+    @computed
     def q_tot(self) -> torch.Tensor:
         """Q_tot of the logged joint action, (B, T, 1)."""
         with torch.enable_grad():
             return self._mix(self.chosen_c)
 
-    @once
+    @computed
     def q_cf(self) -> torch.Tensor:
         """Q_tot(k, a_-i; s), (B, T, N, A)."""
         with torch.enable_grad():
             return self._mix.counterfactual(self.chosen_c, self.q_c)
 
-    @once
+    @computed
     def value_i(self) -> torch.Tensor:
         """max_a Q_i(a) of every agent, (B, T, N), without gradient."""
         return conservative.sup_value(self.q_i.detach(), self.avail, "max")
 
-    @once
+    @computed
     def value_c(self) -> torch.Tensor:
         """max_a Q_tot(a) = f(max Q_1, ..., max Q_N; s), (B, T, 1), without gradient (Proposition 1.2)."""
         with torch.no_grad():

@@ -81,9 +81,10 @@ class Objective:
 class Learner:
     """What Q-learners and actor-critics do alike: rewards in units, TD targets, and when target networks follow."""
 
-    # Attributes that change with every batch: running statistics, restored if the update fails.
+    # Attributes that change with every batch: running statistics, restored if the update fails; and what the last batch
+    # left to be drawn.
     statistics: tuple[str, ...] = ("reward_moments",)
-    shown: tuple[str, ...] = ()  # attributes that only tell of the last batch, for pictures
+    shown: tuple[str, ...] = ()
     compiles = False  # whether `objective` can be compiled: it decides by shapes and settings alone
 
     def __init__(self, mac, logger, args):
@@ -115,14 +116,19 @@ class Learner:
         )
 
     def _update_targets(self, episode_num: int) -> None:
+        share = self.share_due(episode_num)
+        if share > 0:
+            self._move_targets(share)
+
+    def share_due(self, episode_num: int) -> float:
+        """The share of the networks that is to enter the target networks now."""
         if self.args.target_update_tau is not None:
-            self._move_targets(self.args.target_update_tau)
-        elif (
-            self.args.target_update_interval is not None
-            and episode_num - self.last_target_update_episode >= self.args.target_update_interval
-        ):
-            self._move_targets(1.0)
-            self.last_target_update_episode = episode_num
+            return self.args.target_update_tau
+        interval = self.args.target_update_interval
+        if interval is None or episode_num - self.last_target_update_episode < interval:
+            return 0.0
+        self.last_target_update_episode = episode_num
+        return 1.0
 
     def _move_targets(self, share: float) -> None:
         """Let `share` of the networks enter the target networks that follow them."""
@@ -165,11 +171,17 @@ class QLearner(Learner):
         self.optimiser.step()
         self._update_targets(episode_num)
         if t_env - self.log_stats_t >= self.args.learner_log_interval:
-            self.logger.log_stat("loss", 2 * objective.loss.item(), t_env)
-            self.logger.log_stat("grad_norm", grad_norm.item(), t_env)
-            for key, value in objective.stats.items():
-                self.logger.log_stat(key, value.item(), t_env)
-            self.log_stats_t = t_env
+            stats = {"loss": 2 * objective.loss, "grad_norm": grad_norm} | objective.stats
+            self.log({key: value.item() for key, value in stats.items()}, t_env)
+        self.settle()
+
+    def settle(self) -> None:
+        """What follows a gradient step."""
+
+    def log(self, stats: dict[str, float], t_env: int) -> None:
+        for key, value in stats.items():
+            self.logger.log_stat(key, value, t_env)
+        self.log_stats_t = t_env
 
     def objective(self, batch) -> Objective:
         """TD loss of the mixed values (VDN, QMIX), or of each agent's own values (IQL)."""

@@ -82,7 +82,7 @@ class Collector:
         return {
             "env_info": self.runner.get_env_info(),
             "batch_size": self.runner.batch_size,
-            "game_states": env.game_states() if hasattr(env, "game_states") else None,
+            "game_states": env.game_states() if env is not None and hasattr(env, "game_states") else None,
         }
 
     def setup(self, mac_class, args, scheme, groups, preprocess) -> None:

@@ -190,7 +190,7 @@ class VectorRunner:
         self.episode_limit = self.env.episode_limit
         self.t = 0
         self.t_env = 0
-        self.train_statistics = EpisodeStatistics("")
+        self.train_statistics: Any = self._new_statistics("")
         self.log_train_stats_t = -args.runner_log_interval - 1
 
     def setup(self, scheme, groups, preprocess, mac) -> None:
@@ -246,26 +246,29 @@ class VectorRunner:
         """
         if test_mode:
             raise ValueError("the vector runner evaluates by evaluate(n_episodes), not by run(test_mode=True)")
+        return self._play_on()[1]
+
+    def _play_on(self) -> tuple[list[int], EpisodeBatch]:
+        """`run`, and the environments that played these episodes."""
         rollout = self.rollout
         while True:
             outcome, ended = rollout.step(self.t_env, False, self.args.bootstrap_time_limit)
             self.t_env += self.batch_size if outcome.rows is None else len(outcome.rows)
             rows = _where(ended)
             finished = rollout.take(rows, outcome) if rows else None
-            if rows:
-                self._count(self.train_statistics, rollout, rows, outcome)
+            self._count(self.train_statistics, rollout, rows, outcome)
             rollout.advance(outcome, rows)
             if finished is not None:
                 break
         if self.t_env - self.log_train_stats_t >= self.args.runner_log_interval:
             self._log_statistics()
             self.log_train_stats_t = self.t_env
-        return finished
+        return rows, finished
 
     @torch.no_grad()
     def evaluate(self, n_episodes: int) -> dict[str, float]:
         """Play exactly `n_episodes` test episodes, log their statistics and return them."""
-        statistics = EpisodeStatistics("test_")
+        statistics = self._new_statistics("test_")
         with self.test_random:
             for rollout, outcome, rows in self._test_episodes(n_episodes):
                 self._count(statistics, rollout, rows, outcome)
@@ -295,7 +298,7 @@ class VectorRunner:
         n_envs = test_env.n_envs
         rollout = self.rollout_class(test_env, self._new_batch, self.mac, self.args.device)
         rollout.start()
-        remaining = [n_episodes // n_envs + (e < n_episodes % n_envs) for e in range(n_envs)]
+        remaining = self._shares(n_episodes, n_envs)
         while any(remaining):
             outcome, ended = rollout.step(self.t_env, test_mode=True)
             over = _where(ended)
@@ -306,6 +309,13 @@ class VectorRunner:
                 yield rollout, outcome, rows
             rollout.advance(outcome, over)
             rollout.rest([e for e in range(n_envs) if remaining[e] == 0])
+
+    def _shares(self, n_episodes: int, n_envs: int) -> list[int]:
+        """How many of the episodes each environment plays."""
+        return [n_episodes // n_envs + (e < n_episodes % n_envs) for e in range(n_envs)]
+
+    def _new_statistics(self, prefix: str) -> EpisodeStatistics:
+        return EpisodeStatistics(prefix)
 
     def _testing_env(self) -> VectorEnv:
         if self.test_env is None:
@@ -321,12 +331,21 @@ class VectorRunner:
         self.train_statistics.log(self.logger, self.t_env)
         self.logger.log_stat("epsilon", self.mac.action_selector.epsilon, self.t_env)
 
-    @staticmethod
-    def _count(statistics: EpisodeStatistics, rollout: Rollout, rows: list[int], outcome: VectorStep) -> None:
-        """Count the episodes that ended in these environments: all their numbers come from the device at once."""
-        columns = torch.stack([x.double() for x in (rollout.returns, rollout.steps, *outcome.info.values())])
-        for episode_return, length, *info in columns[:, rollout.rows[rows]].t().tolist():
-            statistics.add(episode_return, int(length), dict(zip(outcome.info, info, strict=True)))
+    def _count(self, statistics: EpisodeStatistics, rollout: Rollout, rows: list[int], outcome: VectorStep) -> None:
+        """Add the episodes of these environments, which have just ended, to the statistics."""
+        for _, episode in ended_episodes(rollout, rows, outcome):
+            statistics.add(*episode)
+
+
+def ended_episodes(
+    rollout: Rollout, rows: list[int], outcome: VectorStep
+) -> Iterator[tuple[int, tuple[float, int, dict[str, float]]]]:
+    """These environments' numbers, and their returns, lengths and final info, brought to the host at once."""
+    if not rows:
+        return
+    values = torch.stack([rollout.returns, rollout.steps, *outcome.info.values()])[:, rollout.rows[rows]]
+    for e, (episode_return, length, *info) in zip(rows, values.T.tolist(), strict=True):
+        yield e, (episode_return, int(length), dict(zip(outcome.info, info, strict=True)))
 
 
 def _where(ended: torch.Tensor) -> list[int]:

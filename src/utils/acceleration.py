@@ -29,7 +29,7 @@ def accelerate(learner, args) -> None:
     torch.backends.cudnn.allow_tf32 = tf32
     if args.precision == "bf16":
         _lower(learner)
-    if args.compile:
+    if args.compile and not args.evaluate:
         _compile(learner, args)
 
 

@@ -14,6 +14,8 @@ FREE = (
     "on_nonfinite",
     "render",
 )
+# Keys that came later, with what runs did before.
+LATER = {"replay_dtype": "float32", "precision": "float32", "compile": False, "seeds": 1, "overlap": False}
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = FREE) -> list[str]:
@@ -25,7 +27,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[
             found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         return found
 
-    before, after = flat(then), flat(json.loads(json.dumps(now)))
+    before, after = LATER | flat(then), LATER | flat(json.loads(json.dumps(now)))
     missing = "not set"
     return [
         f"{key} {before.get(key, missing)!r} (now {after.get(key, missing)!r})"

@@ -87,6 +87,7 @@ class Progress:
     """
 
     HEADER_EVERY = 20  # rows
+    WIDTH = 9  # of a column, at least
 
     def __init__(self, logger: Logger, t_start: int, t_max: int, unit: str, updates: int = 0):
         self.logger = logger
@@ -117,7 +118,7 @@ class Progress:
             columns["epsilon"] = self._latest("epsilon")
         if "gate_weight_independent" in self.logger.stats:
             columns["gate weight"] = self._latest("gate_weight_independent")
-        widths = {name: max(len(name), 9) for name in columns}
+        widths = {name: max(len(name), self.WIDTH) for name in columns}
         self._clear_line()
         if self._rows % self.HEADER_EVERY == 0:
             print("  ".join(name.rjust(widths[name]) for name in columns))

@@ -147,7 +147,8 @@ def sequence_inputs(batch, args) -> torch.Tensor:
 def keep(owner, name: str, sources: tuple[torch.Tensor, ...], compute: Callable[[], Found]) -> Found:
     """What `compute` makes of the sources, without gradient, kept by the owner until one of them changes.
 
-    Online, target and alternative networks read the same inputs, on two threads.
+    Online, target and alternative networks read the same inputs, on two threads. Compiled code computes equal things
+    once by itself.
     """
     if torch.compiler.is_compiling():
         return compute()

@@ -5,11 +5,13 @@ import json
 import logging
 import os
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sacred.observers import FileStorageObserver
+from sacred.run import Run
 from sacred.serializer import flatten
 
 from utils.credentials import hide
@@ -123,6 +125,37 @@ class RunFolder(FileStorageObserver):
             return json.loads((Path(self.dir) / filename).read_text())
         except (OSError, ValueError):
             return {}
+
+
+def run_beside(run: Run, config: dict[str, Any], observers: list, main: Callable[[], Any]) -> Run:
+    """A run with a record and a configuration of its own, that `run`'s program also makes; it calls `main`."""
+    quiet = logging.getLogger("greed.beside")
+    quiet.setLevel(logging.WARNING)
+    other = Run(
+        config,
+        run.config_modifications,
+        _Command(main, run.main_function),
+        observers,
+        run.root_logger,
+        quiet,
+        run.experiment_info,
+        run.host_info,
+        [],
+        [],
+        run.captured_out_filter,
+    )
+    other.meta_info, other.capture_mode = dict(run.meta_info), run.capture_mode
+    return other
+
+
+class _Command:
+    """A function under the name that sacred knows another by."""
+
+    def __init__(self, call: Callable[[], Any], named):
+        self.call, self.prefix, self.signature = call, named.prefix, named.signature
+
+    def __call__(self) -> Any:
+        return self.call()
 
 
 def identity(record: dict[str, Any]) -> str:

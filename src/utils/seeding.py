@@ -1,6 +1,7 @@
 """Seeds of the libraries' random numbers."""
 
 import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,54 @@ def set_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+class RandomRows:
+    """Random numbers row by row: torch's global ones; or of several seeds, whose equal parts have generators each."""
+
+    def __init__(self, generators: Sequence[torch.Generator] = ()):
+        self.generators = list(generators)
+
+    @classmethod
+    def seeded(cls, seed: int | list[int] | None, device: str | torch.device) -> "RandomRows":
+        """A generator for each seed; None: one that draws others every time."""
+        generators = []
+        for one in seed if isinstance(seed, list) else [seed]:
+            generators.append(torch.Generator(device))
+            if one is None:
+                generators[-1].seed()
+            else:
+                generators[-1].manual_seed(one)
+        return cls(generators)
+
+    def __call__(
+        self,
+        draw: Callable[[int, torch.Generator | None], torch.Tensor],
+        rows: int,
+        wanted: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(rows, ...) from `draw`, which gives as many rows as it is told from a generator.
+
+        Args:
+            wanted: (rows,) bool. A seed that wants none of its rows draws nothing, as it would alone; what it gets then
+                means nothing.
+        """
+        if not self.generators:
+            return draw(rows, None)
+        share = rows // len(self.generators)
+        wants = None if wanted is None else wanted.view(-1, share).any(dim=1).tolist()
+        if wants is None or all(wants):
+            return torch.cat([draw(share, generator) for generator in self.generators])
+        found = [draw(share, generator) if wants[n] else None for n, generator in enumerate(self.generators)]
+        nothing = torch.zeros_like(next(part for part in found if part is not None))
+        return torch.cat([nothing if part is None else part for part in found])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generators": [generator.get_state() for generator in self.generators]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for generator, kept in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(kept)
 
 
 class RandomStream:

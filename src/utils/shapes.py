@@ -1,11 +1,15 @@
 """Shape checks. torch broadcasts silently, so that (B,T,1) - (B,T,N) is no error; these functions make it one."""
 
 import torch
+from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissingImports]
 
 
 def may_look_at(x: torch.Tensor) -> bool:
-    """Whether Python may decide by values of `x`: on a GPU it would wait for them, and compiled code has none."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether Python may decide by values of `x`.
+
+    On a GPU it would wait for them, compiled code has none, and under `torch.vmap` they are many.
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_batchedtensor(x)
 
 
 def check_same_shape(**tensors: torch.Tensor) -> None:

@@ -44,6 +44,6 @@ class StopRequest:
         self.code = CONTROL_C if number == signal.SIGINT else TRY_AGAIN
         for other, handler in self._before.items():
             signal.signal(other, handler)
-        text = f"\n{self.reason}: stopping with a checkpoint after this round; the same again stops at once\n"
+        text = f"\n{self.reason}: stopping after this round; the same again stops at once\n"
         with contextlib.suppress(OSError):  # nobody may listen any more
             os.write(1, text.encode())  # not print, which may be in the middle of a line of its own

@@ -52,8 +52,8 @@ def file(recorded, tmp_path):
     return shutil.copy(recorded, tmp_path / "episodes.h5")
 
 
-def load(path, scheme=None, **run):
-    return load_dataset(str(path), RUN | run, scheme or PARTS[0], *PARTS[1:], STEPS, "cpu")
+def load(path, scheme=None, dtype=None, **run):
+    return load_dataset(str(path), RUN | run, scheme or PARTS[0], *PARTS[1:], STEPS, "cpu", dtype)
 
 
 def refusal(path, **options) -> str:
@@ -75,10 +75,25 @@ def test_the_replay_holds_what_was_appended(tmp_path, monkeypatch, block):
     assert replay.episodes_in_buffer == replay.buffer_size == found["episodes"] == 4 * BATCHES
     for field, value in replay.data.transition_data.items():
         expected = torch.cat([batch[field] for batch in batches()])
-        assert value.dtype == expected.dtype
-        assert torch.equal(value, expected), field
+        assert replay[:][field].dtype == expected.dtype
+        assert torch.equal(value, expected.to(value.dtype)), field
     sample = replay.sample(8)
     assert sample.max_seq_length == int(sample["filled"].sum(dim=1).max())
+
+
+def test_a_replay_of_smaller_types(recorded, tmp_path):
+    whole, rounded = load(recorded)[0], load(recorded, dtype=torch.float16)[0]
+    for field in whole.data.transition_data:
+        expected = whole[field].half() if field in ("obs", "state") else whole[field]
+        assert torch.equal(rounded[field], expected), field
+    with pytest.raises(UserError, match="replay_dtype=uint8: state holds -"):
+        load(recorded, dtype=torch.uint8)
+    content = batches()
+    for batch in content:
+        for field in ("obs", "state"):
+            batch[field].abs_().round_()
+    path = write(tmp_path / "whole_numbers.h5", content)
+    assert torch.equal(load(path, dtype=torch.uint8)[0][:]["obs"], load(path)[0]["obs"])
 
 
 def test_the_attributes_say_what_was_recorded(recorded):

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from components import episode_buffer
-from components.episode_buffer import EpisodeBatch, ReplayBuffer, episode_bytes, rounded_up
+from components.episode_buffer import NUMBERS, EpisodeBatch, ReplayBuffer, compact, episode_bytes, rounded_up
 from components.transforms import OneHot
 from utils.errors import UserError
 from utils.seeding import seed_everything
@@ -379,15 +381,17 @@ class TestReplayBuffer:
         replay = make_replay(size=3)
         tensors = [*replay.data.transition_data.values(), *replay.data.episode_data.values()]
         assert replay.nbytes == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        # obs 2*4*4, actions 2*8, available 2*3*4, reward 4, terminated 1, filled 8 for each of 5 steps; a map of 16
-        assert replay.nbytes == 3 * (5 * (32 + 16 + 24 + 4 + 1 + 8) + 16)
-        assert episode_bytes(SCHEME, GROUPS, T) == replay.nbytes / 3
+        # obs 2*4*4, actions 2, available 2*3, reward 4, terminated 1, filled 1 for each of 5 steps; a map of 16
+        assert replay.nbytes == 3 * (5 * (32 + 2 + 6 + 4 + 1 + 1) + 16)
+        assert episode_bytes(compact(SCHEME), GROUPS, T) == replay.nbytes / 3
+        # Outside of a replay, an action and a filled take 8 bytes, an availability 4.
+        assert episode_bytes(SCHEME, GROUPS, T) == 5 * (32 + 16 + 24 + 4 + 1 + 8) + 16
 
     def test_refuses_what_does_not_fit(self, monkeypatch):
-        # An episode takes 441 bytes; of 2000 free ones it proposes to use at most four fifths: three episodes.
-        monkeypatch.setattr(episode_buffer, "available_bytes", lambda device: 2000)
+        # An episode takes 246 bytes; of 1000 free ones it proposes to use at most four fifths: three episodes.
+        monkeypatch.setattr(episode_buffer, "available_bytes", lambda device: 1000)
         with pytest.raises(
-            UserError, match=r"buffer_size=5: the replay needs 2\.2 KiB on cpu.*set buffer_size=3 or less"
+            UserError, match=r"buffer_size=5: the replay needs 1\.2 KiB on cpu.*set buffer_size=3 or less, or a smaller"
         ):
             make_replay(size=5)
         make_replay(size=4)
@@ -403,7 +407,7 @@ class TestReplayBuffer:
             make_replay(size=4)
 
     def test_refusal_on_a_gpu_points_to_the_hosts_memory(self, monkeypatch):
-        monkeypatch.setattr(episode_buffer, "available_bytes", lambda device: 2000)
+        monkeypatch.setattr(episode_buffer, "available_bytes", lambda device: 1000)
         with pytest.raises(UserError, match=r"on cuda:0 .*or buffer_cpu_only=True"):
             ReplayBuffer(SCHEME, GROUPS, 5, T, device="cuda:0")
 
@@ -417,3 +421,148 @@ class TestReplayBuffer:
         assert not any(batch[name][:, 2:].any() for name in ("filled", "obs", "actions", "reward"))
         replay.lengths = None
         assert replay.sample(2).max_seq_length == 2
+
+
+PLAYED = {
+    **SCHEME,
+    "state": {"vshape": 3},
+    "behaviour": {"vshape": (A,), "group": "agents"},
+    "individual_reward": {"vshape": (N,)},
+}
+
+
+def compact_replay(dtype, size=3):
+    return ReplayBuffer(PLAYED, GROUPS, size, T, PREPROCESS, dtype=dtype)
+
+
+def played(B=3, seed=0):
+    """Random episodes of different lengths; what observations and states hold, bytes do."""
+    rng = torch.Generator().manual_seed(seed)
+    batch = EpisodeBatch(PLAYED, GROUPS, B, T, preprocess=PREPROCESS)
+    for field in ("reward", "map", "behaviour", "individual_reward"):
+        batch[field].normal_(generator=rng)
+    for field in NUMBERS:
+        batch[field].random_(256, generator=rng)
+    batch["actions"].random_(A, generator=rng)
+    for field in ("avail_actions", "terminated"):
+        batch[field].random_(2, generator=rng)
+    for row in range(B):
+        batch["filled"][row, : T - row] = 1
+    return batch
+
+
+def assert_same(batch, expected):
+    """All fields, in type and value."""
+    assert batch.scheme == expected.scheme
+    for field in (*PLAYED, "filled", "actions_onehot"):
+        assert batch[field].dtype == expected[field].dtype, field
+        assert torch.equal(batch[field], expected[field]), field
+
+
+class TestCompactReplay:
+    @pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16, torch.uint8])
+    def test_what_comes_out_is_what_went_in(self, dtype):
+        batch, replay = played(B=5), compact_replay(dtype, size=4)
+        replay.insert_episode_batch(batch)  # the last one overwrites the first
+        kept = batch[[4, 1, 2, 3]]
+        assert_same(replay[:], kept)
+        assert_same(replay[1:3, 2:], kept[1:3, 2:])
+        seed_everything(0)
+        rows = np.random.choice(4, 2, replace=False)  # noqa: NPY002  as `sample`
+        seed_everything(0)
+        assert_same(replay.sample(2), kept[rows, : max(T - [4, 1, 2, 3][row] for row in rows)])
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8])
+    def test_the_types_of_the_ring(self, dtype):
+        replay = compact_replay(dtype)
+        tensors = replay.data.transition_data | replay.data.episode_data
+        assert {field: tensor.dtype for field, tensor in tensors.items()} == {
+            **dict.fromkeys(("obs", "state"), dtype),
+            **dict.fromkeys(("actions", "avail_actions", "terminated", "filled"), torch.uint8),
+            **dict.fromkeys(("reward", "individual_reward", "behaviour", "map"), torch.float32),
+        }
+        assert replay.nbytes == sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    @pytest.mark.parametrize(
+        ("n_actions", "dtype"),
+        [(2, torch.uint8), (256, torch.uint8), (257, torch.int16), (2**15, torch.int16), (2**15 + 1, torch.int32)],
+    )
+    def test_actions_take_the_smallest_type_that_holds_them(self, n_actions, dtype):
+        scheme = {**SCHEME, "avail_actions": {**SCHEME["avail_actions"], "vshape": (n_actions,)}}
+        replay, batch = ReplayBuffer(scheme, GROUPS, 1, T), EpisodeBatch(scheme, GROUPS, 1, T)
+        batch["actions"][:] = n_actions - 1
+        replay.insert_episode_batch(batch)
+        assert replay["actions"].dtype == dtype
+        assert (replay[:]["actions"] == n_actions - 1).all()
+
+    @pytest.mark.parametrize(
+        ("field", "value", "dtype", "shown"),
+        [
+            ("obs", 0.5, torch.uint8, "0.5"),
+            ("obs", 256.0, torch.uint8, "256"),
+            ("state", -1.0, torch.uint8, "-1"),
+            ("state", float("nan"), torch.uint8, "nan"),
+            ("obs", 65505.0, torch.float16, "65505"),
+            ("state", -1e9, torch.float16, "-1e+09"),
+        ],
+    )
+    def test_a_value_that_the_type_does_not_hold_is_refused(self, field, value, dtype, shown):
+        replay, batch, name = compact_replay(dtype), played(), str(dtype)[6:]
+        replay.insert_episode_batch(batch)
+        before = {key: tensor.clone() for key, tensor in replay.data.transition_data.items()}
+        batch = played(seed=1)
+        batch[field][1, 2] = value
+        message = f"replay_dtype={name}: {field} holds {shown}, which the replay cannot keep as {name}; set replay_dty"
+        with pytest.raises(UserError) as error:
+            replay.insert_episode_batch(batch)
+        assert str(error.value).startswith(message)
+        assert replay.inserted == 3
+        assert all(torch.equal(value, before[key]) for key, value in replay.data.transition_data.items())
+
+    @pytest.mark.parametrize(("field", "value"), [("actions", 256), ("avail_actions", -1)])
+    def test_whole_numbers_that_no_environment_has_are_refused(self, field, value):
+        batch = played()
+        batch[field][0, 0, 0] = value
+        with pytest.raises(UserError, match=f"^{field} holds {value}, which the replay cannot keep as uint8$"):
+            compact_replay(None).insert_episode_batch(batch)
+
+    @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3))
+    def test_floats_are_kept_rounded_or_refused(self, numbers):
+        """float16 has 11 binary digits, and 2^-24 is the least distance of two numbers."""
+        batch, replay = played(B=1), compact_replay(torch.float16)
+        batch["state"].copy_(torch.tensor(numbers))
+        if max(map(abs, numbers)) > 65504:
+            with pytest.raises(UserError, match="cannot keep as float16"):
+                replay.insert_episode_batch(batch)
+            return
+        replay.insert_episode_batch(batch)
+        error = (replay[:]["state"][:1].double() - batch["state"].double()).abs()
+        assert (error <= torch.clamp(batch["state"].double().abs() * 2**-11, min=2**-25)).all()
+
+    @given(st.lists(st.floats(width=32) | st.integers(-2, 258).map(float), min_size=3, max_size=3))
+    def test_bytes_are_exact_or_refused(self, numbers):
+        batch, replay = played(B=1), compact_replay(torch.uint8)
+        batch["state"].copy_(torch.tensor(numbers))
+        if all(0 <= number <= 255 and number == int(number) for number in numbers):
+            replay.insert_episode_batch(batch)
+            assert torch.equal(replay[:]["state"][:1], batch["state"])
+        else:
+            with pytest.raises(UserError, match="cannot keep as uint8"):
+                replay.insert_episode_batch(batch)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8])
+    def test_episodes_are_put_back_also_in_the_schemes_types(self, dtype):
+        """Checkpoints of earlier versions hold those."""
+        replay, again, earlier = (compact_replay(dtype) for _ in range(3))
+        replay.insert_episode_batch(played())
+        replay.insert_episode_batch(played(B=1, seed=1))
+        found = replay.episodes(1, 4)
+        assert {field: value.dtype for field, value in found.items()} == {
+            field: replay[field].dtype for field in (*PLAYED, "filled")
+        }
+        again.put(found, 1)
+        earlier.put({field: value.to(played()[field].dtype) for field, value in found.items()}, 1)
+        for other in (again, earlier):
+            assert other.inserted == 4
+            assert (other._lengths == replay._lengths).all()
+            assert_same(other[:], replay[:])

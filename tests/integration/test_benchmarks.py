@@ -1,11 +1,13 @@
-"""The benchmarks' own code: a run of a sweep, and that all their variants are configurations which load."""
+"""The benchmarks' own code: a run of a sweep, that all variants load, and that what measures finds positive numbers."""
 
 import importlib
+import json
 import math
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from config.schema import load
 
@@ -22,17 +24,6 @@ def module(monkeypatch):
             del sys.modules[name]
 
 
-def nested(overrides) -> dict:
-    found: dict = {}
-    for dotted, value in overrides:
-        *blocks, key = dotted.split(".")
-        place = found
-        for block in blocks:
-            place = place.setdefault(block, {})
-        place[key] = value
-    return found
-
-
 def test_a_run_of_a_sweep(module):
     jobs = module("jobs")
     small = {"t_max": 40, "test_interval": 20, "test_nepisode": 4, "rnn_hidden_dim": 8, "batch_size": 4}
@@ -45,17 +36,17 @@ def test_a_run_of_a_sweep(module):
 
 
 def test_every_ablation_loads(module):
-    ablation = module("ablation")
+    ablation, nested = module("ablation"), module("jobs").nested
     for env, environment in ablation.ENVIRONMENTS.items():
         for _, config, changes in ablation.variants(list(ablation.CHOICES)):
             for task in environment.tasks.values():
-                load(config, env, nested((changes | task).items()))
+                load(config, env, nested(changes | task))
 
 
 def test_every_question_loads(module):
     for question in module("questions")._questions().values():
         for config, changes in question.variants.values():
-            load(config, question.env, nested(changes.items()))
+            load(config, question.env, module("jobs").nested(changes))
 
 
 def test_tasks_are_resampled_one_by_one(module):
@@ -64,3 +55,103 @@ def test_tasks_are_resampled_one_by_one(module):
     assert (found["low"], found["iqm"], found["high"]) == (0.5, 0.5, 0.5)
     assert (found["runs"], found["failed"]) == (9, 1)
     assert found["tasks"] == {"easy": 1.0, "hard": 0.0}
+
+
+@pytest.fixture
+def table_of(module, monkeypatch, tmp_path):
+    """Runs a benchmark's command line; what it publishes, and what it prints."""
+
+    def run(name: str, *arguments: str) -> dict:
+        script = module(name)
+        monkeypatch.setattr(module("jobs"), "PUBLISHED", tmp_path)
+        monkeypatch.chdir(tmp_path)  # where worker processes write
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        script.main()
+        report = json.loads((tmp_path / f"{name}.json").read_text())
+        assert report["machine"]["cpu"]
+        assert report["table"]
+        return report["table"]
+
+    return run
+
+
+def positive(row: dict, *keys: str) -> bool:
+    return all(math.isfinite(row[key]) and row[key] > 0 for key in keys)
+
+
+def test_rollout(table_of):
+    options = ["--counts", "1", "4", "--processes", "1", "--seconds", "0.02", "--rounds", "1"]
+    table = table_of("rollout", "--envs", "matrix_games", *options)
+    assert list(table) == [f"matrix_games {runner}" for runner in ("vector 1", "vector 4", "parallel 1", "episode 1")]
+    for row in table.values():
+        assert positive(row, "env", "agents", "rest", "of_limit", "launches")
+        assert row["env"] + row["agents"] + row["rest"] == pytest.approx(1)
+        assert row["env"] < row["of_limit"]
+        assert positive(row["uniform"], "steps_per_second")
+        assert positive(row["network"], "steps_per_second")
+
+
+def test_memory(table_of):
+    (row,) = table_of("memory", "--shapes", "3m", "--configs", "qmix").values()
+    assert positive(row, "memory_bytes", "sample_seconds", "bytes_per_second")
+    assert row["episode_bytes"] == row["predicted_bytes"]  # what stops a run that would not fit
+    assert row["batch_bytes"] == 32 * row["episode_bytes"]
+    assert row["update_bytes"] > row["batch_bytes"]  # both networks' values of all steps, with gradients of one
+
+
+def test_startup(table_of):
+    table = table_of("startup", "--pairs", "qmix:matrix_games", "--rounds", "1")
+    assert list(table) == ["qmix:matrix_games cold", "qmix:matrix_games warm"]
+    for row in table.values():
+        assert positive(row, "import", "build", "first step", "first update", "second update", "limit")
+        assert row["in all"] == pytest.approx(row["rounds"][0])
+
+
+def test_learner_step(table_of):
+    options = ["--rounds", "1", "--updates", "1"]
+    table = table_of("learner_step", "--configs", "qmix", "--shapes", "3m", "--lengths", "realistic", *options)
+    (row,) = table["3m, realistic"].values()
+    assert positive(row, "ms", "limit_ms", "launch_ms")
+
+
+def test_what_is_computed_aside_counts(module):
+    """The counters see one thread, as does torch here: no target network is left out."""
+    count = module("limits").count
+    aside = importlib.import_module("utils.aside").aside
+    a, rows = torch.ones(8, 8), torch.ones(10_000)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert count(lambda: aside(lambda: a @ a, rows)()) == (2 * 8**3, 1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_products_of_onednn_count(module):
+    limits = module("limits")
+    if not limits.HAS_ONEDNN:
+        pytest.skip("this torch has no product by oneDNN")
+    x, weight = torch.ones(2, 3, 5), torch.ones(7, 5)
+    flops, _ = limits.count(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+    assert flops == 2 * (2 * 3) * 5 * 7
+
+
+def test_a_small_task_end_to_end(table_of, module, monkeypatch):
+    end_to_end = module("end_to_end")
+    keys = {"env_args.game": "two_step", "batch_size": 8, "batch_size_run": 4, "updates_per_episode": 0.1}
+    task = end_to_end.Task("two steps", "matrix_games", keys, {}, after=1000, steps=2000)
+    monkeypatch.setattr(end_to_end, "TASKS", {"foraging": task})
+    table = table_of("end_to_end", "--tasks", "foraging", "--rounds", "1")
+    (found,) = table["foraging"]["rounds"]["qmix"]
+    assert found["steps_per_second"] > 0
+    assert found["steps_per_update"] == pytest.approx(20, rel=0.1)  # two steps in an episode, ten episodes for each
+    assert found["transitions_per_update"] == 16
+    assert positive(table["foraging"]["limits"]["qmix"], "env_seconds", "update_seconds")
+
+
+def test_a_peer_that_is_not_there(table_of):
+    with pytest.raises(SystemExit, match="no such folder"):
+        table_of("end_to_end", "--peer", "epymarl=/nowhere")
+    with pytest.raises(SystemExit, match="no --peer has this name"):
+        table_of("end_to_end", "--peer-python", "epymarl=python3")

@@ -287,6 +287,10 @@ BAD = {
     "types": ((*GAME, "share=groups"), ("share=groups", "matrix_games", "share_groups=[0, 1]")),
     "groups": ((*GAME, "share=groups", "share_groups=[0,1,0]"), ("share_groups=[0, 1, 0]", "2 agents")),
     "replay": ((*GAME, "buffer_size=1000000000000"), ("buffer_size=1000000000000", "free", "set buffer_size=")),
+    "replay's type": (
+        (*GYMMA, "env_args.key=pettingzoo:mpe2.simple_spread_v3", "replay_dtype=uint8"),
+        ("replay_dtype=uint8: ", "holds", "set replay_dtype=float32"),
+    ),
 }
 
 

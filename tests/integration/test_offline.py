@@ -234,10 +234,12 @@ def test_every_runner_evaluates_and_none_collects(runner, uniform, tmp_path, mon
     assert len({id(env) for env in made}) == (runner == "parallel")  # no second set of processes
 
 
-def test_equal_seeds_give_equal_runs(uniform, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_equal_seeds_give_equal_runs(dtype, uniform, tmp_path):
+    """Also from replays of different types: the game's observations are whole numbers."""
     found = []
-    for k in range(2):
-        assert train(uniform, tmp_path / str(k), "seed=3") == 0
+    for k, kept in enumerate(("float32", dtype)):
+        assert train(uniform, tmp_path / str(k), "seed=3", f"replay_dtype={kept}") == 0
         found.append(read_run(tmp_path / str(k))["metrics"]["loss"]["values"])
     assert found[0] == found[1]
 

@@ -105,6 +105,16 @@ def test_everything_of_pymarls_at_once(tmp_path):
     assert "return_mean" in read_run(tmp_path, 2)["cout"]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+def test_a_replay_of_small_types_shows_what_the_learner_knows(dtype, tmp_path):
+    """The corridor's observations are 0 and 1, which all types hold."""
+    parts = (LEARNER, "mac=my_pymarl_parts:TwoLooksMAC", "learner_log_interval=1", "plugin.caution=0.1", "t_max=100")
+    runs = [train(tmp_path / name, *parts, f"replay_dtype={name}", env="corridor.yaml") for name in ("float32", dtype)]
+    plain, small = ({key: metric["values"] for key, metric in run["metrics"].items()} for run in runs)
+    assert len(plain["loss"]) > 1
+    assert small == plain
+
+
 @pytest.mark.parametrize("config", ["qmix", "greedy_qmix"])
 def test_controller_and_mixer_with_the_learners_of_this_project(config, tmp_path):
     parts = ("mac=my_pymarl_parts:TwoLooksMAC", "mixer=my_pymarl_parts:WeighedSum", "t_max=200")

@@ -111,6 +111,7 @@ def test_every_algorithm_goes_on_exactly(alg, tmp_path, drill):
         ("greed_games", {"runner": "episode", "batch_size_run": 1, "env_args": {"game": "redundant"}}),
         ("smax", {"batch_size_run": 8, "test_nepisode": 8, "env_args": {"time_limit": 12}}),
         ("stag_hunt", {"batch_size_run": 4, "env_args": {"time_limit": 12}}),
+        ("stag_hunt", {"batch_size_run": 4, "env_args": {"time_limit": 12}, "replay_dtype": "float16"}),
     ],
 )
 def test_every_environment_that_saves_itself_goes_on_exactly(env, overrides, tmp_path, drill):
@@ -128,6 +129,7 @@ def test_every_environment_that_saves_itself_goes_on_exactly(env, overrides, tmp
         {"gate": {"mode": "lagrange"}, "conservative": {"coefficient": "lagrange", "op": "max"}},
         {"behaviour": {"source": "cvae_joint"}},
         {"behaviour": {"source": "bc_rnn"}},
+        {"replay_dtype": "float16"},
         {"standardise_rewards": True, "optimizer": "adam", "lr_finish": 0.0},
     ],
 )

@@ -25,6 +25,7 @@ def _as_before():
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32 = before[1]
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
 
 
 @pytest.fixture
@@ -156,7 +157,6 @@ def test_an_update_is_one_graph_and_the_same(alg):
             accelerate(fast, args)
         return
     accelerate(fast, args)
-    torch._dynamo.utils.counters.clear()
     for seed in range(3):
         update(plain, seed)
         update(fast, seed)

@@ -316,6 +316,8 @@ def test_find(folder):
     with pytest.raises(UserError, match=r"block\.a 1 \(now 'not set'\); block\.b 'not set' \(now 1\)"):
         find("run", config_of(folder, block={"b": 1}))
     assert find("run", config_of(folder, t_max=10**6)).description["step"] == 7  # it may go on for longer
+    assert find("auto", config_of(folder, replay_dtype="float32")).description["step"] == 7  # there was no other then
+    assert find("auto", config_of(folder, replay_dtype="float16")) is None
     with pytest.raises(UserError, match=r"resume='rum': no such run; .*holds run"):
         find("rum", config)
 

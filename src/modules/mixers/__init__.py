@@ -138,7 +138,5 @@ def mixer_gains(mixer: Callable, chosen: torch.Tensor, states: torch.Tensor) -> 
         (B, T, N), not negative of a monotone mixer; 1 of VDN. Callers may be under `torch.no_grad`.
     """
     check_shape("chosen", chosen, (*states.shape[:2], None))
-    with torch.enable_grad():
-        q = chosen.detach().requires_grad_()
-        (gains,) = torch.autograd.grad(mixer(q, states.detach()).sum(), q)
-    return gains
+    with torch.no_grad():  # what is differentiated here is not differentiated again
+        return torch.func.grad(lambda q: mixer(q, states).sum())(chosen.detach())

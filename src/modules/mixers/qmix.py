@@ -80,6 +80,9 @@ class _QMixerAt:
         """
         contributions = chosen.unsqueeze(-1) * self.w1  # (B, T, N, E)
         others = contributions.sum(dim=2, keepdim=True) + self.b1.unsqueeze(2) - contributions
+        if torch.compiler.is_compiling():  # which has its own ways not to write all of it to memory
+            hidden = F.elu(others.unsqueeze(3) + qs.unsqueeze(-1) * self.w1.unsqueeze(3))  # (B, T, N, A, E)
+            return (hidden * self.w2[:, :, None, None]).sum(dim=-1) + self.v.unsqueeze(-1)
         return _SecondLayer.apply(qs, others, self.w1, self.w2) + self.v.unsqueeze(-1)
 
 
@@ -92,13 +95,23 @@ class _SecondLayer(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, others, w1, w2):
-        ctx.save_for_backward(q, others, w1, w2)
+    def forward(q, others, w1, w2):  # pyright: ignore[reportIncompatibleMethodOverride]
         found = torch.empty_like(q, memory_format=torch.contiguous_format)
         for q_, others_, w1_, w2_, out in _blocks(q, others, w1, w2, found):
             elu, _ = _first_layer(q_, others_, w1_)
             torch.sum(elu.mul_(w2_[:, None, None]), dim=-1, out=out)
         return found
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What is mapped over joins the episodes: no weight is shared among them."""
+        n = info.batch_size
+        rows = [x.expand(n, *x.shape) if d is None else x.movedim(d, 0) for x, d in zip(inputs, in_dims, strict=True)]
+        return _SecondLayer.apply(*(x.flatten(0, 1) for x in rows)).unflatten(0, (n, -1)), 0
 
     @staticmethod
     @once_differentiable

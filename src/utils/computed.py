@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar, overload
 T = TypeVar("T")
 
 
-class once(Generic[T]):
+class computed(Generic[T]):
     """As `functools.cached_property`, but without the lock that Python 3.11's takes: torch cannot compile that."""
 
     def __init__(self, compute: Callable[..., T]):
@@ -14,7 +14,7 @@ class once(Generic[T]):
         self.__doc__ = compute.__doc__
 
     @overload
-    def __get__(self, thing: None, owner: type) -> "once[T]": ...
+    def __get__(self, thing: None, owner: type) -> "computed[T]": ...
     @overload
     def __get__(self, thing: object, owner: type) -> T: ...
     def __get__(self, thing, owner) -> Any:

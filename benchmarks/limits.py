@@ -1,0 +1,99 @@
+"""What a machine can do at most: speed of large matrix products, memory bandwidth, latency of one launch."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+SIDE = 2048  # of the square matrices
+COPIED = 2**28  # bytes, more than caches hold
+LAUNCHES = 1000
+TRIES = 5  # the fastest counts
+HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def machine_limits(device: str) -> dict[str, float]:
+    """All of them, with torch's present number of threads."""
+    return {
+        "threads": torch.get_num_threads(),
+        "flops": matrix_peak(device),
+        "bytes_per_second": bandwidth(device),
+        "launch_seconds": launch_latency(device),
+    }
+
+
+def matrix_peak(device: str) -> float:
+    """Floating point operations per second of a large float32 product."""
+    a = torch.randn(SIDE, SIDE, device=device)
+    ways = [torch.matmul]
+    if device == "cpu" and HAS_ONEDNN:  # the faster one depends on the processor's maker (src/utils/linear.py)
+        ways.append(lambda a, b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
+    return 2 * SIDE**3 / min(seconds(lambda way=way: way(a, a), device) for way in ways * TRIES)
+
+
+def bandwidth(device: str) -> float:
+    """Bytes per second that a large copy reads and writes."""
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    return 2 * COPIED / min(seconds(lambda: target.copy_(source), device) for _ in range(TRIES))
+
+
+def launch_latency(device: str) -> float:
+    """Seconds of an operation on a single number, one of many in a row."""
+    number = torch.zeros(1, device=device)
+
+    def launch() -> None:
+        for _ in range(LAUNCHES):
+            number.add_(1)
+
+    return min(seconds(launch, device) for _ in range(TRIES)) / LAUNCHES
+
+
+class _Launches(TorchDispatchMode):
+    """Counts torch's operations, but for views."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def count(run: Callable[[], object]) -> tuple[int, int]:
+    """Floating point operations of the matrix products in a call, and how many operations it launches in all."""
+    mapping = {torch.ops.mkldnn._linear_pointwise: _linear_flops} if HAS_ONEDNN else {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)  # with one, target networks are computed in a thread that is not looked at
+    try:
+        with FlopCounterMode(display=False, custom_mapping=mapping) as flops, _Launches() as launches:
+            run()
+    finally:
+        torch.set_num_threads(threads)
+    return flops.get_total_flops(), launches.count
+
+
+def _linear_flops(x: torch.Size, weight: torch.Size, *_, **__) -> int:
+    return 2 * x.numel() * weight[0]
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    """Of one call, with all that it starts on the device."""
+    synchronise(device)
+    started = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def in_words(limits: dict[str, float]) -> str:
+    return (
+        f"limits here: {limits['flops'] / 1e9:.0f} GFLOP/s of float32 with {limits['threads']:.0f} thread(s), "
+        f"{limits['bytes_per_second'] / 1e9:.1f} GB/s, {1e6 * limits['launch_seconds']:.1f} microseconds a launch"
+    )
