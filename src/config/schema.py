@@ -823,6 +823,8 @@ def _seeds_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         if key in values and values[key] not in known:
             able = ", ".join("null" if one is None else f"{one}" or "nothing" for one in known)
             yield f"several seeds at once work with {able}; or set seeds=1 and start src/sweep.py", "seeds", dotted
+    if config["overlap"]:
+        yield "several seeds at once are collected in the learner's process; set overlap=False", "seeds", "overlap"
     if config["seed"] + config["seeds"] > 2_000_000_000:
         yield "seeds end at 2,000,000,000; lower seed", "seed", "seeds"
 

@@ -94,6 +94,10 @@ class GymmaEnv(MultiAgentEnv):
                     f"and it must be {wanted}; choose such a variant by the environment's id or by env_args.kwargs"
                 )
         self._action_counts = [int(space.n) for space in self._game.action_spaces]
+        self._n_actions = max(self._action_counts)
+        self._unmasked = np.array(
+            [[a < count for a in range(self._n_actions)] for count in self._action_counts], np.int64
+        )
         self._action_starts = np.array([int(space.start) for space in self._game.action_spaces])
         self._obs_size = max(spaces.flatdim(space) for space in self._observation_spaces)
         # What the agents see now, from the first reset() on.
@@ -138,7 +142,7 @@ class GymmaEnv(MultiAgentEnv):
         return self._avail.tolist()
 
     def get_total_actions(self) -> int:
-        return max(self._action_counts)
+        return self._n_actions
 
     def render(self):
         if getattr(self._game.env, "render_mode", None) is None:
@@ -166,16 +170,19 @@ class GymmaEnv(MultiAgentEnv):
     def _see(self, shown: Shown) -> None:
         """Turn what is shown into the arrays that the getters return: fresh ones, since callers keep the old."""
         self._obs = np.zeros((self.n_agents, self._obs_size), np.float32)
-        self._avail = np.zeros((self.n_agents, self.get_total_actions()), np.int64)
+        self._avail = self._unmasked.copy()
         for agent, (observation, mask) in enumerate(shown):
-            if observation is not None:
-                flat: Any = spaces.flatten(self._observation_spaces[agent], observation)
-                self._obs[agent, : flat.size] = flat
-                if isinstance(observation, dict):
-                    mask = observation.get("action_mask", mask)
-                self._avail[agent, : self._action_counts[agent]] = 1 if mask is None else mask
-            if not self._avail[agent].any():
-                self._avail[agent, 0] = 1  # a maximum or a softmax over no action at all is not a number
+            if observation is None:
+                self._avail[agent], self._avail[agent, 0] = 0, 1
+                continue
+            flat = _flatten(self._observation_spaces[agent], observation)
+            self._obs[agent, : flat.size] = flat
+            if isinstance(observation, dict):
+                mask = observation.get("action_mask", mask)
+            if mask is not None:
+                self._avail[agent, : self._action_counts[agent]] = mask
+                if not self._avail[agent].any():
+                    self._avail[agent, 0] = 1  # a maximum or a softmax over no action at all is not a number
         space = self._game.state_space
         state: Any = self._obs if space is None else spaces.flatten(space, self._game.env.state())
         self._state = state.astype(np.float32).reshape(-1)
@@ -204,10 +211,11 @@ class _TupleGame:
     def step(self, actions: list[int]) -> tuple[Shown, list[float], bool, bool]:
         """Returns (what is shown, the agents' rewards, terminated, truncated)."""
         observations, rewards, terminated, truncated, info = self.env.step(tuple(actions))
-        # One number is the team's: then every agent has an equal share.
-        shares = np.broadcast_to(np.asarray(rewards, float), len(self.action_spaces))
-        if np.ndim(rewards) == 0:
-            shares = shares / len(self.action_spaces)
+        shares, n_agents = np.asarray(rewards, float), len(self.action_spaces)
+        if shares.ndim == 0:  # one number is the team's: then every agent has an equal share
+            shares = shares / n_agents
+        if shares.shape != (n_agents,):
+            shares = np.broadcast_to(shares, n_agents)
         return self._shown(observations, info), shares.tolist(), *_end(terminated, truncated)
 
     def _shown(self, observations, info: dict) -> Shown:
@@ -269,9 +277,19 @@ def _end(terminated, truncated) -> tuple[bool, bool]:
 
     It was cut if all are done and somebody could have gone on; an agent with both flags could not.
     """
+    if terminated is False and truncated is False:  # the usual, and numpy is slow at single numbers
+        return False, False
     if np.all(terminated):
         return True, False
     return False, bool(np.all(np.logical_or(terminated, truncated)))
+
+
+def _flatten(space: spaces.Space, observation) -> np.ndarray:
+    """Gymnasium's flatten, by a shorter way for arrays."""
+    if type(space) is spaces.Box:
+        return np.asarray(observation, dtype=space.dtype).reshape(-1)
+    flat: Any = spaces.flatten(space, observation)
+    return flat
 
 
 def _without_mask(space: spaces.Space) -> spaces.Space:

@@ -150,13 +150,14 @@ class SerialVectorEnv(VectorEnv):
         shares = None
         if self.individual_reward:
             shares = self._tensor([info["individual_reward"] for info in infos], np.float32)
+        last = self._stack(final)
         return VectorStep(
             individual_reward=shares,
             reward=self._tensor(rewards, np.float32),
             terminated=self._tensor(terminated, bool),
             truncated=self._tensor(truncated, bool),
-            next=self._stack(following),
-            final=self._stack(final),
+            next=self._stack(following) if any(terminated) or any(truncated) else last,
+            final=last,
             info=stacked_info,
         )
 

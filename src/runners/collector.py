@@ -78,7 +78,7 @@ class Collector:
         seed_everything(args.seed)
         self.seed = args.seed + SEED
         self.runner = runner_class(args, self.notes)
-        env = getattr(self.runner, "env", None)
+        env: Any = getattr(self.runner, "env", None)
         return {
             "env_info": self.runner.get_env_info(),
             "batch_size": self.runner.batch_size,

@@ -159,6 +159,7 @@ def test_nothing_is_left_however_the_run_ends(tmp_path, monkeypatch, end):
             text=True,
             start_new_session=True,
         )
+        assert run.stdout is not None
         for line in run.stdout:
             if "done" in line:  # the table's head: training has begun
                 break
