@@ -1,15 +1,23 @@
 """Fixtures of several tests. That this file is here puts its folder on the import path, for `helpers`."""
 
+import functools
 import os
 import signal
 import uuid
+from pathlib import Path
 
 import pymongo
 import pytest
+import sacred.dependencies
 import torch
 from mongo_server import MongoServer
 
 torch.set_num_threads(1)  # the networks are tiny: a second thread only waits, on a busy machine for long
+
+# Sacred asks git for each imported file, which takes seconds in a process that has imported all tests.
+_of_file = sacred.dependencies.get_commit_if_possible
+_of_folder = functools.cache(lambda folder, wanted: _of_file(str(Path(folder) / "any.py"), wanted))
+sacred.dependencies.get_commit_if_possible = lambda file, wanted: _of_folder(str(Path(file).parent), wanted)
 
 # A real server that tests may use, in a database of their own; no run of another test is recorded there.
 REAL_MONGO = os.environ.pop("MONGO_URL", "")
