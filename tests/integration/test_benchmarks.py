@@ -92,11 +92,13 @@ def test_rollout(table_of):
 
 
 def test_memory(table_of):
-    (row,) = table_of("memory", "--shapes", "3m", "--configs", "qmix").values()
-    assert positive(row, "memory_bytes", "sample_seconds", "bytes_per_second")
-    assert row["episode_bytes"] == row["predicted_bytes"]  # what stops a run that would not fit
-    assert row["batch_bytes"] == 32 * row["episode_bytes"]
-    assert row["update_bytes"] > row["batch_bytes"]  # both networks' values of all steps, with gradients of one
+    rows = list(table_of("memory", "--shapes", "3m", "--configs", "qmix").values())  # one for each type
+    for row in rows:
+        assert positive(row, "memory_bytes", "sample_seconds", "bytes_per_second")
+        assert row["episode_bytes"] == row["predicted_bytes"]  # what stops a run that would not fit
+        assert row["batch_bytes"] == rows[0]["batch_bytes"] > 32 * row["episode_bytes"]  # learners see the usual types
+        assert row["update_bytes"] > row["batch_bytes"]  # both networks' values of all steps, with gradients of one
+    assert rows[0]["episode_bytes"] > rows[1]["episode_bytes"] > rows[2]["episode_bytes"]
 
 
 def test_startup(table_of):

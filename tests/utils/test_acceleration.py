@@ -15,7 +15,7 @@ from utils.networks import NonFiniteError, unroll
 
 ALGS = sorted(path.stem for path in (Path(acceleration.__file__).parents[1] / "config" / "algs").glob("*.yaml"))
 # Not of one graph: episodes sliced as a batch, torch's GRU in a behaviour model, a gradient inside the loss.
-NOT_COMPILED = ("qtran", "qtran_alt", "qcgraph", "cfcql", "cql_qmix")
+NOT_COMPILED = ("qtran", "qtran_alt", "qcgraph", "cfcql")
 
 
 @pytest.fixture(autouse=True)
