@@ -1,8 +1,8 @@
 """The same grid of step sizes and target rates for several algorithms, before they are compared.
 
 Every algorithm gets as many trials, on seeds that the comparison does not use. Its best setting is the one with the
-largest mean of its last three tests, over seeds. Writes NAME.json to results/published, and prints the table and the
-keys to give to src/sweep.py.
+largest mean of its last three tests, over seeds. Writes NAME.json to results/published, and prints the table with the
+best in bold.
 
   python benchmarks/tuning.py
   python benchmarks/tuning.py --name stags --configs qmix dcg --env-config stag_hunt --metric test_return_mean
@@ -31,8 +31,14 @@ TESTS = 3  # the last ones, which are the score
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="tuning", help="of the file in results/published")
+    known = [*ALGORITHMS, *sorted({path.stem for path in (ROOT / "src/config/algs").glob("*.yaml")} - set(ALGORITHMS))]
     parser.add_argument(
-        "--configs", nargs="+", default=list(ALGORITHMS), help="of src/config/algs, or 'greedy_qmix lagrange'"
+        "--configs",
+        nargs="+",
+        choices=known,
+        default=list(ALGORITHMS),
+        metavar="ALG",
+        help="of src/config/algs, or 'greedy_qmix lagrange'",
     )
     parser.add_argument("--env-config", default="smax")
     parser.add_argument("--metric", default="test_battle_won_mean")

@@ -65,7 +65,7 @@ class _PackedGRU(torch.autograd.Function):
         memories = torch.cat([hidden_state, x.new_empty(P, H)])  # before step 0, and after every row
         after, rzm, rz = (part.split(counts) for part in (memories[R:], gates[:, : 3 * H], gates[:, : 2 * H]))
         r, z, m, n = (part.split(counts) for part in gates.split(H, dim=1))
-        wide = pays(x[: P // len(counts)], weight_hh)
+        wide = pays(memories[: P // len(counts)], weight_hh)  # by a step of the usual number of rows
         U, minus_one = weight_hh.t().contiguous(), x.new_tensor(-1.0)
         for t, h in enumerate(_before(memories, counts)):
             if wide:
