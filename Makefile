@@ -53,7 +53,7 @@ dataset: setup  ## record uniform play (ENV=greed_games EPISODES=2000 DATASET=re
 		$(if $(WITH),with $(WITH))
 
 test: setup  ## run all tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 theory: setup  ## check every statement of docs/theory.md numerically (about three minutes)
 	$(RUN) -m pytest tests/theory -m "slow or not slow" --statements -p no:cacheprovider
