@@ -1,6 +1,7 @@
 """Runs as tasks of Ray, on this machine or on a cluster. Ray is imported only here, and only when it is asked for."""
 
 import contextlib
+import importlib
 import logging
 import os
 import re
@@ -42,7 +43,7 @@ class Cluster:
         if address == "local":  # else Ray writes one for all sweeps, and two that start at once collide
             os.environ.setdefault("RAY_AUTH_TOKEN", uuid.uuid4().hex)
         try:
-            import ray  # pyright: ignore[reportMissingImports]
+            ray: Any = importlib.import_module("ray")  # whose types differ with whether it is installed
         except ImportError as error:
             raise UserError(f"sweeps need Ray, which cannot be imported ({error}); run: {INSTALL}") from error
         self._ray = ray
