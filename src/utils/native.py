@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from utils.logging import get_logger
 
@@ -61,6 +62,11 @@ def takes(*tensors: torch.Tensor) -> bool:
     """Whether these are tensors that kernels are for: of one type, float32 or float64, on the CPU."""
     places = {x.device.type for x in tensors}
     return places == {"cpu"} and {x.dtype for x in tensors} in ({torch.float32}, {torch.float64})
+
+
+def padded(x: torch.Tensor, size: int) -> torch.Tensor:
+    """x (..., K) without gaps, as a kernel wants it, and with zeros behind: (..., size)."""
+    return (x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))).contiguous()
 
 
 @cache

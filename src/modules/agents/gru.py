@@ -63,7 +63,9 @@ class _PackedGRU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        d_x, d_hidden_state, *d_weights = _backward(grad, ctx.counts, *ctx.saved_tensors, ctx.needs_input_grad[0])
+        d_x, d_hidden_state, *d_weights = _backward(
+            grad, ctx.counts, *ctx.saved_tensors, wants_x=ctx.needs_input_grad[0]
+        )
         return d_x, d_hidden_state, None, *d_weights
 
 
@@ -76,7 +78,7 @@ def _forward(
     bias_ih: torch.Tensor,
     bias_hh: torch.Tensor,
     learn: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, Any]:
     """The memories (R + P, W), from the given ones on, and r, z, m and n of each row, (P, 4W), for `_backward`.
 
     W is H in whole vectors: the units that are added stay at 0.
@@ -86,10 +88,10 @@ def _forward(
     bias = torch.cat([bias_ih[: 2 * H] + bias_hh[: 2 * H], bias_ih[2 * H :]])
     given = linear(x, _widened(weight_ih, W), _widened(bias, W)).to(weight_hh.dtype)  # which may be of lower precision
     memories = given.new_empty(len(hidden_state) + len(x), W)
-    memories[: len(hidden_state)] = F.pad(hidden_state, (0, W - H))
+    memories[: len(hidden_state)] = native.padded(hidden_state, W)
     gates = given.new_empty(len(x), 4 * W) if learn else None
-    weights = F.pad(_widened(weight_hh, W), (0, W - H)).t().contiguous()
-    bias_m = F.pad(bias_hh[2 * H :], (0, W - H)).contiguous()
+    weights = native.padded(_widened(weight_hh, W), W).t().contiguous()
+    bias_m = native.padded(bias_hh[2 * H :], W)
     native.call("gru_forward", given, weights, bias_m, torch.tensor(counts), len(counts), W, memories, gates)
     return memories, gates
 
@@ -102,14 +104,15 @@ def _backward(
     gates: torch.Tensor,
     weight_ih: torch.Tensor,
     weight_hh: torch.Tensor,
+    *,
     wants_x: bool = True,
-) -> list[torch.Tensor | None]:
+) -> list[Any]:
     """The gradients of inputs, memory and weights, from that of the memory after each row, (P, H)."""
     (P, H), W = grad.shape, memories.shape[1]
     d_rzm, d_rzn = gates.new_empty(2, P, 3 * W)
     later = gates.new_empty(counts[0], W)
-    weights = F.pad(_widened(weight_hh, W), (0, W - H)).contiguous()
-    of_memories = F.pad(grad, (0, W - H)).contiguous()
+    weights = native.padded(_widened(weight_hh, W), W)
+    of_memories = native.padded(grad, W)
     steps = torch.tensor(counts)
     native.call("gru_backward", of_memories, gates, memories, weights, steps, len(counts), W, d_rzm, d_rzn, later)
     if W > H:

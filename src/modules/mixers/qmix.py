@@ -121,7 +121,6 @@ def _for_kernel(
     q: torch.Tensor, others: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor
 ) -> tuple[list[torch.Tensor], tuple[int, int, int, int]]:
     """The tensors without gaps and with E in whole vectors, and their sizes P, N, A, E."""
-    lack = -w2.shape[-1] % native.VECTOR
-    wide = [F.pad(x, (0, lack)).contiguous() for x in (others, w1, w2)]
     B, T, N, A = q.shape
-    return [q.contiguous(), *wide], (B * T, N, A, wide[2].shape[-1])
+    E = w2.shape[-1] + -w2.shape[-1] % native.VECTOR
+    return [q.contiguous(), *(native.padded(x, E) for x in (others, w1, w2))], (B * T, N, A, E)
