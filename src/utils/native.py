@@ -2,12 +2,13 @@
 
 They do in one pass what torch's operations do in many, and need no lock of Python's meanwhile. To compile them takes a
 second, once, and a C++ compiler (`c++`, or what the environment variable CXX names; GCC 11, Clang 12 or newer); without
-one, callers have another way. `python src/utils/native.py` compiles them ahead of time for all processors that this
-compiler knows, as images do whose last stage has no compiler. GREED_KERNELS=off leaves them alone.
+one, callers have another way. `python src/kernels/build.py` compiles them ahead of time. GREED_KERNELS=off
+leaves them alone.
 """
 
 import ctypes
 import hashlib
+import logging
 import os
 import subprocess
 import tempfile
@@ -16,8 +17,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-
-from utils.logging import get_logger
 
 SOURCES = Path(__file__).resolve().parents[1] / "kernels"
 BUILT = SOURCES / "built"  # what was compiled ahead of time
@@ -84,11 +83,11 @@ def _library() -> ctypes.CDLL | None:
                 compile_for(processor, folder)
             return ctypes.CDLL(str(file))
         except (OSError, subprocess.CalledProcessError) as error:
-            said = error.stderr.strip().splitlines()[-1] if isinstance(error, subprocess.CalledProcessError) else error
-            get_logger().warning(
+            said = str(error) + (getattr(error, "stderr", None) or "")
+            logging.getLogger("greed").warning(
                 "Kernels for this CPU cannot be compiled: %s. Recurrent networks and mixers take up to twice as long "
                 "on it; install a C++ compiler (g++), or name one by CXX",
-                said,
+                " ".join(said.split())[:300],
             )
     return None
 
@@ -119,8 +118,3 @@ def _name(processor: str) -> str:
     parts = [file.read_bytes() for file in sorted(SOURCES.iterdir()) if file.is_file()]
     parts.append(" ".join([*FLAGS, *PROCESSORS.get(processor, ())]).encode())
     return f"kernels-{processor}-{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}.so"
-
-
-if __name__ == "__main__":
-    for known in PROCESSORS:
-        print(compile_for(known, BUILT))
