@@ -14,11 +14,13 @@ ENVS ?= smax
 MAPS ?= 3m,2s3z
 RESULTS ?= results
 IMAGE ?= greed-is-good
+DOCKER ?= docker
+BUILD ?=
 DEVICE ?= cpu
 PEERS ?=
 
-.PHONY: help setup doctor train sweep dataset test theory check format docs bench main-job greed ablation report drill \
-	curves image browse browse-local clean
+.PHONY: help setup setup-ray doctor train sweep dataset test theory check format docs bench main-job greed ablation report \
+	drill curves image browse browse-local clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +38,12 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt requirements-cuda.txt
 	fi
 	@touch $@
 
+setup-ray: $(VENV)/.ray  ## Ray too, which sweeps need
+
+$(VENV)/.ray: $(VENV)/.installed requirements-ray.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
+	@touch $@
+
 # Without setup: where that fails, this says why.
 doctor:  ## what is installed and usable (CONFIG=greedy_qmix ENV=smax: whether that could run)
 	@$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) src/doctor.py $(if $(CONFIG),--config=$(CONFIG) --env-config=$(ENV))
@@ -44,7 +52,7 @@ train: setup  ## train greedy_qmix on SMAX 3m (SEED=1 T_MAX=500000)
 	$(RUN) src/main.py --config=greedy_qmix --env-config=smax with env_args.map_name=3m \
 		seed=$(SEED) t_max=$(T_MAX) use_tensorboard=True save_model=True
 
-sweep: setup  ## train algorithms on maps with seeds (CONFIGS=qmix,greedy_qmix ENVS=smax MAPS=3m,2s3z SEEDS=10 WITH="key=value ...")
+sweep: setup-ray  ## train algorithms on maps with seeds (CONFIGS=qmix,greedy_qmix ENVS=smax MAPS=3m,2s3z SEEDS=10 WITH="key=value ...")
 	$(RUN) src/sweep.py --configs=$(CONFIGS) --env-configs=$(ENVS) $(if $(MAPS),--maps=$(MAPS)) \
 		--seeds=0-$$(($(SEEDS) - 1)) $(if $(WITH),with $(WITH))
 
@@ -104,8 +112,8 @@ drill: setup  ## kill and resume a run 200 times, and compare it with an undistu
 curves: setup  ## every algorithm on four small tasks (SEEDS=3; hours)
 	$(RUN) benchmarks/curves.py --seeds $(SEEDS)
 
-image:  ## build the container image (IMAGE=greed-is-good)
-	docker build -f docker/Dockerfile -t $(IMAGE) --build-arg COMMIT=$$(git rev-parse HEAD) .
+image:  ## build the container image (IMAGE=greed-is-good DOCKER=docker BUILD="--build-arg CUDA=0 ...")
+	$(DOCKER) build -f docker/Dockerfile -t $(IMAGE) --build-arg COMMIT=$$(git rev-parse HEAD) $(BUILD) .
 
 browse:  ## MongoDB and Omniboard in containers, with a password of their own
 	@docker/browse.sh

@@ -68,6 +68,11 @@ if [[ ! -d $results ]]; then
     if ((EUID == 0)); then chown "$user" "$results"; fi
 fi
 results=$(cd "$results" && pwd)
+# A command that root starts runs as somebody else, who must be able to write there.
+writers=(-uid "${user%%:*}" -perm -u+w -o -gid "${user##*:}" -perm -g+w -o -perm -o+w)
+if ((EUID == 0)) && [[ -z $(find -H "$results" -maxdepth 0 \( "${writers[@]}" \)) ]]; then
+    fail "$user cannot write into $results: chown it, or name another folder with RESULTS=..."
+fi
 [[ $results != *,* ]] || fail "$results has a comma, which docker does not take: name another folder with RESULTS=..."
 options+=(--mount "type=bind,source=$results,target=/app/results")
 

@@ -17,7 +17,7 @@ from xml.etree.ElementTree import Element
 from utils.arguments import Parser
 from utils.errors import UserError
 from utils.plots import PANELS
-from utils.record import find_runs
+from utils.record import commit_of, find_runs
 
 HELP = """Write a page of the runs below a folder of results: configurations, final metrics, curves and pictures.
 
@@ -119,11 +119,8 @@ class Run:
 
     @property
     def commit(self) -> str:
-        repositories = self.record.get("experiment", {}).get("repositories") or []
-        found = next((one for one in repositories if one.get("commit")), None)
-        if found is None:
-            return self.record.get("host", {}).get("ENV", {}).get("GREED_IS_GOOD_COMMIT", "")
-        return found["commit"] + (" and changes" if found.get("dirty") else "")
+        commit, is_changed = commit_of(self.record)
+        return commit + " and changes" * is_changed
 
 
 def main(argv: list[str]) -> int:
@@ -149,10 +146,14 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     address = path.resolve().as_uri()
-    print(f"{len(runs)} runs: {address}")
+    print(f"{count(runs)}: {address}")
     if options.open:
         webbrowser.open(address)
     return 0
+
+
+def count(runs: list[Run]) -> str:
+    return f"{len(runs)} run{'s' * (len(runs) != 1)}"
 
 
 def render(runs: list[Run], results: Path, embed: bool = False) -> str:
@@ -165,12 +166,12 @@ def render(runs: list[Run], results: Path, embed: bool = False) -> str:
             "head",
             tag("meta", charset="utf-8"),
             tag("meta", name="viewport", content="width=device-width"),
-            tag("title", f"{len(runs)} runs"),
+            tag("title", count(runs)),
             tag("style", STYLE),
         ),
         tag(
             "body",
-            tag("h1", f"{len(runs)} runs in {results}"),
+            tag("h1", f"{count(runs)} in {results}"),
             tag("input", type="search", placeholder="words of a run or its configuration"),
             tag("div", *(tag("span", name, class_=align(i)) for i, name in enumerate(head)), class_="row"),
             *(show(run, results, embed) for run in newest),

@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     print(text)
-    print(f"{len(runs)} runs in {time.monotonic() - started:.1f} s: {options.out / 'report.html'}", file=sys.stderr)
+    print(f"Read in {time.monotonic() - started:.1f} s: {options.out / 'report.html'}", file=sys.stderr)
     return 0
 
 

@@ -53,7 +53,7 @@ def test_a_real_run(tmp_path, capsys):
     assert run_main(*game, *sizes, f"local_results_path={tmp_path}") == 0
     capsys.readouterr()
     assert browse.main(["browse.py", f"{tmp_path}"]) == 0
-    assert capsys.readouterr().out == f"1 runs: file://{tmp_path}/index.html\n"
+    assert capsys.readouterr().out == f"1 run: file://{tmp_path}/index.html\n"
     page = Page(tmp_path / "index.html")
     for shown in (
         "COMPLETED",

@@ -71,6 +71,7 @@ def machine(tmp_path, monkeypatch):
         "chown",
         "cat",
         "grep",
+        "find",
         "od",
         "tr",
         "chmod",
@@ -288,6 +289,19 @@ def test_what_cannot_be_run_is_refused_with_one_line(machine, tmp_path, argv, en
     assert result.stderr.count("\n") == 1
     assert said in result.stderr
     assert not (tmp_path / "calls").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone runs containers as somebody else")
+def test_results_of_somebody_else_are_refused(machine, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir(mode=0o755)
+    result = machine(DOCKER / "run.sh", "image", "none", "true")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert f"1234:5678 cannot write into {results}: chown it" in result.stderr
+    for owner, group, mode in ((1234, 0, 0o755), (0, 5678, 0o775), (0, 0, 0o777)):
+        os.chown(results, owner, group)
+        results.chmod(mode)
+        assert machine(DOCKER / "run.sh", "image", "none", "true").returncode == 0
 
 
 def test_help(machine):

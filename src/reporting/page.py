@@ -90,8 +90,15 @@ def _chance(scores, others) -> str:
 
 
 def _with_interval(statistic: Callable, *groups) -> str:
-    value, low, high = (_number(float(x)) for x in (statistic(*groups), *statistics.interval(statistic, *groups)))
+    value = _number(float(statistic(*groups)))
+    if all(len(task) == 1 for scores in groups for task in scores):
+        return value  # nothing to draw anew
+    low, high = (_number(float(x)) for x in statistics.interval(statistic, *groups))
     return f"{value} [{low}, {high}]"
+
+
+def _counted(count: int | str, noun: str) -> str:
+    return f"{count} {noun}{'s' * (f'{count}' != '1')}"
 
 
 def _number(value: float) -> str:
@@ -127,7 +134,8 @@ def protocol(study: Study) -> str:
     score = "the last test" if study.tests == 1 else f"the mean of the last {study.tests} tests"
     commits = Counter(entry.run.commit for entry in study.entries)
     return (
-        f"{_span(counts)} seeds per algorithm and task, {_span(config['t_max'] for config in configs)} steps. "
+        f"{_counted(_span(counts), 'seed')} per algorithm and task, "
+        f"{_span(config['t_max'] for config in configs)} steps. "
         f"Tests: {tested} {'greedy ' if greedy else ''}episodes every {every} steps"
         f"{'' if greedy else ' (with exploration: see test_greedy and test_epsilon)'}; "
         f"a run's score is {score}. "
@@ -177,9 +185,8 @@ def _plain(text: str) -> str:
 
 def _title(study: Study) -> str:
     runs, tasks = len(study.entries), len(study.tasks)
-    return f"{runs} runs of {len(study.algorithms)} algorithm{'s' * (len(study.algorithms) > 1)} on " + (
-        study.tasks[0] if tasks == 1 else f"{tasks} tasks"
-    )
+    place = study.tasks[0] if tasks == 1 else f"{tasks} tasks"
+    return f"{_counted(runs, 'run')} of {_counted(len(study.algorithms), 'algorithm')} on {place}"
 
 
 def as_html(study: Study, figures: dict[str, Figure], command: str) -> str:
@@ -214,7 +221,8 @@ def _html_table(table: Table) -> str:
         + "</tr>"
         for row in table.rows
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    name = table.title.lower().replace(" ", "-")
+    return f'<div class="wide {name}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def picture(figure: Figure, kind: str) -> bytes:
@@ -243,7 +251,7 @@ table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabu
 th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #ddd; white-space: nowrap;
   vertical-align: top }
 th { border-bottom: 2px solid #888 }
-td:nth-child(4) { white-space: normal; min-width: 14rem }
+.runs td:nth-child(4) { white-space: normal; min-width: 14rem }
 .unscored td { background: #fff4e0 }
 .notes { border-left: 4px solid #d55e00; padding: .1rem 1rem; background: #fff8f2 }
 .notes h2 { margin-top: .6rem }

@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.mongo import Server, errors, reason
-from utils.record import find_runs
+from utils.record import commit_of, find_runs
 
 GATE = ("gate_weight_independent", "gap_independent", "gap_cooperative")  # the gate's statistics that are drawn
 SILENT = timedelta(minutes=5)  # sacred writes a sign of life every ten seconds; who is silent for longer is dead
@@ -91,7 +91,7 @@ def _shown(folder: Path) -> str:
 
 def _run(place: str, record: dict[str, Any], config: dict[str, Any], metrics: dict[str, Any]) -> Run:
     experiment, trace = record.get("experiment", {}), record.get("fail_trace") or [""]
-    repository = next(iter(experiment.get("repositories", [])), {})
+    commit, is_changed = commit_of(record)
     versions = [f"Python {record.get('host', {}).get('python_version', '?')}", *experiment.get("dependencies", [])]
     if missing := [key for key in NEEDED if key not in config]:
         raise ValueError(f"its configuration lacks {', '.join(missing)}")
@@ -104,7 +104,7 @@ def _run(place: str, record: dict[str, Any], config: dict[str, Any], metrics: di
             for name, points in metrics.items()
             if _is_wanted(name)
         },
-        commit=repository.get("commit", "unknown")[:8] + "+" * bool(repository.get("dirty")),
+        commit=(commit[:8] or "unknown") + "+" * is_changed,
         versions=", ".join(one.replace("==", " ") for one in versions),
         started=f"{record.get('start_time') or '?'}"[:16].replace("T", " "),
         error=next((line.strip() for line in reversed("".join(trace).splitlines()) if _tells(line)), ""),

@@ -1,11 +1,13 @@
 """Runs as tasks of Ray, on this machine or on a cluster. Ray is imported only here, and only when it is asked for."""
 
 import contextlib
+import importlib
 import logging
 import os
 import re
 import socket
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -37,12 +39,14 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault(SPARE_CHILDREN, "false")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # `attempt` hides the GPUs itself
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        if address == "local":  # else Ray writes one for all sweeps, and two that start at once collide
+            os.environ.setdefault("RAY_AUTH_TOKEN", uuid.uuid4().hex)
         try:
-            import ray  # pyright: ignore[reportMissingImports]
+            ray: Any = importlib.import_module("ray")  # whose types differ with whether it is installed
         except ImportError as error:
             raise UserError(f"sweeps need Ray, which cannot be imported ({error}); run: {INSTALL}") from error
         self._ray = ray
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
         if address not in ("local", "auto"):
             _reach(address)
         # What befalls workers and machines is reported by `news`, in a line; Ray's own words fill the screen.

@@ -163,6 +163,17 @@ def identity(record: dict[str, Any]) -> str:
     return record.get("uid") or f"{record['start_time']} {record['host'].get('hostname', '')}"
 
 
+def commit_of(record: dict[str, Any]) -> tuple[str, bool]:
+    """The commit that a run was started from, and whether files had been changed; "" if it is not known.
+
+    An image is no repository, but was told its commit when it was built.
+    """
+    repositories = record.get("experiment", {}).get("repositories") or []
+    if found := next((one for one in repositories if one.get("commit")), None):
+        return found["commit"], bool(found.get("dirty"))
+    return record.get("host", {}).get("ENV", {}).get("GREED_IS_GOOD_COMMIT", ""), False
+
+
 def find_runs(path: Path) -> list[Path]:
     """The folders of runs at or below a folder of results, the first run first.
 
@@ -171,7 +182,7 @@ def find_runs(path: Path) -> list[Path]:
     """
     if (path / "run.json").exists():
         return [path]
-    for pattern in ("*/run.json", "sacred/*/run.json", "**/sacred/*/run.json"):
-        if found := [file.parent for file in path.glob(pattern)]:
-            return sorted(found, key=lambda run: (run.parent, run.name.zfill(12)))
+    patterns = ("*/run.json", "**/sacred/*/run.json")  # those of sweeps lie deeper
+    if found := {file.parent for pattern in patterns for file in path.glob(pattern)}:
+        return sorted(found, key=lambda run: (run.parent, run.name.zfill(12)))
     raise UserError(f"{path}: holds no runs; give a folder of results (results), or of one run (results/sacred/1)")

@@ -175,9 +175,25 @@ def test_returns_need_bounds(results, capsys):
 
 def test_one_task_and_one_run(results, capsys):
     assert make("results/sacred/1", "--out=out", "--tests=3") == 0
-    assert "the mean of the last 3 tests" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "# 1 run of 1 algorithm on decoy\n\n1 seed per algorithm and task" in text
+    assert "the mean of the last 3 tests" in text
+    assert not any("[" in line for line in text.splitlines() if line.startswith("|"))  # one run has no interval
     curve = json.loads((results / "sacred/1/metrics.json").read_text())["test_normalised_return_mean"]["values"]
     assert study(results / "sacred/1", tests=3).entries[0].score == pytest.approx(np.mean(curve[-3:]))
+
+
+def test_runs_of_sweeps_are_among_all_runs(results, capsys):
+    shutil.copytree(results / "sacred/1", results / "sweeps/games/iql__decoy__seed_9/sacred/1")
+    assert make("results", "--out=out") == 0
+    assert capsys.readouterr().out.startswith("# 9 runs of 2 algorithms on 2 tasks")
+
+
+def test_the_commit_of_a_run_in_an_image(results):
+    edit(results, 1, "run.json", experiment={"repositories": []}, host={"ENV": {"GREED_IS_GOOD_COMMIT": "0123456789"}})
+    edit(results, 2, "run.json", experiment={}, host={})
+    runs, _ = read_folders(["results"])
+    assert [run.commit for run in runs[:2]] == ["01234567", "unknown"]
 
 
 def test_runs_that_never_tested(results, capsys):
