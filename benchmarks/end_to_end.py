@@ -64,10 +64,10 @@ TASKS = {
     "foraging": Task(
         "QMIX with a GRU of 64 units, one update of 32 episodes for every episode of up to 50 steps",
         "gymma",
-        PLAIN | RECURRENT | GYMMA | {"runner": "parallel", "batch_size_run": 4, "updates_per_episode": 1.0},
+        PLAIN | RECURRENT | GYMMA | {"batch_size_run": 8, "overlap": True, "updates_per_episode": 1.0},
         {"epymarl": GYMMA | PLAIN | {"hidden_dim": 64, "use_rnn": True, "lr": 0.0005}},
         after=4000,
-        steps=8000,
+        steps=24000,
     ),
     "smax": Task(
         "QMIX with a GRU of 64 units on 3m, 16 battles at a time, 8 updates of 4,064 transitions (229 battles, or 32 "
@@ -243,7 +243,7 @@ def as_text(name: str, what: str, rounds: dict[str, list[dict]], limits: dict[st
 
 def limit(config: str, env: str, keys: dict, device: str) -> dict[str, float]:
     """Seconds of the environment in a step, and of an update's matrix products at the speed of large ones."""
-    with experiment(config, env, keys | {"use_cuda": device == "cuda", "seed": 1}) as built:
+    with experiment(config, env, keys | {"use_cuda": device == "cuda", "seed": 1, "overlap": False}) as built:
         from limits import count, matrix_peak
         from rollout import Clock
 

@@ -1,7 +1,10 @@
 """What a machine can do at most: speed of large matrix products, memory bandwidth, latency of one launch."""
 
+import contextlib
+import sys
 import time
 from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,15 +66,33 @@ class _Launches(TorchDispatchMode):
 
 def count(run: Callable[[], object]) -> tuple[int, int]:
     """Floating point operations of the matrix products in a call, and how many operations it launches in all."""
+    native = sys.modules.get("utils.native")  # of src; other code bases have none
+    in_kernels = _Kernels(native.call if native else None)
+    counted = patch.object(native, "call", in_kernels) if native else contextlib.nullcontext()
     mapping = {torch.ops.mkldnn._linear_pointwise: _linear_flops} if HAS_ONEDNN else {}
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)  # with one, target networks are computed in a thread that is not looked at
     try:
-        with FlopCounterMode(display=False, custom_mapping=mapping) as flops, _Launches() as launches:
+        with FlopCounterMode(display=False, custom_mapping=mapping) as flops, _Launches() as launches, counted:
             run()
     finally:
         torch.set_num_threads(threads)
-    return flops.get_total_flops(), launches.count
+    return flops.get_total_flops() + in_kernels.flops, launches.count + in_kernels.count
+
+
+class _Kernels:
+    """Counts calls of this project's own kernels (src/utils/native.py), and those of their products."""
+
+    def __init__(self, call):
+        self.call, self.flops, self.count = call, 0, 0
+
+    def __call__(self, name: str, *arguments) -> None:
+        self.count += 1
+        if name == "gru_forward":  # (P, 3W) sums of W products
+            self.flops += 2 * arguments[0].numel() * arguments[1].shape[0]
+        elif name == "gru_backward":  # (P, W) sums of 3W
+            self.flops += 2 * arguments[0].numel() * arguments[3].shape[0]
+        self.call(name, *arguments)
 
 
 def _linear_flops(x: torch.Size, weight: torch.Size, *_, **__) -> int:

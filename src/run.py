@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -33,6 +34,7 @@ from runners.overlapped_runner import OverlappedRunner
 from runners.spectator import Watched, watch_episode
 from utils import models
 from utils.acceleration import accelerate
+from utils.aside import allow_aside
 from utils.checkpoints import Checkpoints, Resumption
 from utils.errors import Interrupted, RunFailure, UserError
 from utils.logging import Logger, Progress, format_table
@@ -131,6 +133,7 @@ def prepare(config, log, times_resumed: int = 0):
     # PyMARL's plug-ins move themselves by use_cuda.
     args = extend(freeze({**config, "use_cuda": device != "cpu", "env_args": env_args}), device=device)
     torch.set_num_threads(args.torch_threads or _good_thread_count(args))
+    allow_aside(args.torch_threads == 0 and _cores() >= (3 if _overlaps(args) else 2))
     keep_freed_memory()
     torch.set_flush_denormal(True)  # values that decay to denormals slow a CPU down a hundredfold
     seed_everything(args.seed)
@@ -140,9 +143,14 @@ def prepare(config, log, times_resumed: int = 0):
 def make_runner(args, logger: Logger) -> Any:
     """The runner, in a process of its own if `overlap` says so and there is something to learn meanwhile."""
     runner_class = resolve("runner", args.runner, runner_REGISTRY)
-    if args.overlap and not (args.evaluate or args.offline):
+    if _overlaps(args):
         return OverlappedRunner(runner_class, args, logger)
     return runner_class(args, logger)
+
+
+def _overlaps(args) -> bool:
+    """Whether a second process collects while this one learns."""
+    return args.overlap and not (args.evaluate or args.offline)
 
 
 @contextlib.contextmanager
@@ -752,6 +760,13 @@ def _versions() -> dict[str, str]:
 def _block_says(args, block: str, key: str, value: str) -> bool:
     """Whether the config has this block, and this value in it: not every learner has the method's blocks."""
     return block in vars(args) and getattr(getattr(args, block), key) == value
+
+
+def _cores() -> int:
+    """How many this process may use: those of its affinity, or OMP_NUM_THREADS if it has been given fewer."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(here, int(given)) if given.isdecimal() else here
 
 
 def _good_thread_count(args) -> int:

@@ -13,6 +13,7 @@ LAYERS = {
     "utils": set(),
     "config": set(),
     "envs": {"utils"},
+    "kernels": {"utils"},
     "objectives": {"utils"},
     "modules": {"utils"},
     "components": {"utils"},

@@ -8,9 +8,14 @@ import threading
 import pytest
 import torch
 
-from utils.aside import LEAST_ROWS, aside
+from utils.aside import LEAST_ROWS, allow_aside, aside
 
 ROWS = torch.zeros(LEAST_ROWS)
+
+
+@pytest.fixture(autouse=True)
+def _whatever_earlier_runs_allowed():
+    allow_aside(True)
 
 
 @pytest.fixture(params=[1, 2])
@@ -28,6 +33,11 @@ def test_another_thread_computes_it_only_where_torch_has_one(threads):
 
 def test_little_is_computed_at_once(threads):
     assert aside(threading.get_ident, ROWS[1:])() == threading.get_ident(), threads
+
+
+def test_where_no_core_is_spare_nothing_is_aside(threads):
+    allow_aside(False)
+    assert aside(threading.get_ident, ROWS)() == threading.get_ident(), threads
 
 
 @pytest.mark.usefixtures("threads")

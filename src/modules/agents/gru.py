@@ -4,7 +4,6 @@ Legend: T steps, R sequences, X inputs, H units. Sequences of different lengths 
 of all that reach step 0, then of all that reach step 1, and so on; P rows in all, counts[t] of them at step t.
 """
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from utils.linear import linear, multiply, multiply_columns, pays
+from utils import native
+from utils.linear import linear, multiply_columns
 
 
 def run_gru(x: torch.Tensor, hidden_state: torch.Tensor, cell: nn.GRUCell, counts: list[int]) -> torch.Tensor:
@@ -20,7 +20,7 @@ def run_gru(x: torch.Tensor, hidden_state: torch.Tensor, cell: nn.GRUCell, count
     weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
     if torch.compiler.is_compiling():  # where nothing is packed
         return _whole_gru(x, hidden_state, *weights)
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and native.is_there():
         return _PackedGRU.apply(x, hidden_state, counts, *weights)
     start = hidden_state.unsqueeze(0).contiguous()
     # biases, 1 layer, no dropout, training (cuDNN has a backward only then), one direction
@@ -43,80 +43,101 @@ def gru(x: torch.Tensor, hidden_state: torch.Tensor, cell: nn.GRUCell) -> torch.
 
 
 class _PackedGRU(torch.autograd.Function):
-    """Writes gates and memories in place, and multiplies the weights' gradients once for all steps.
+    """What depends on the step before is a kernel's, forward and back (src/kernels/gru.cpp); the rest are products.
 
-    Torch's own does both for every step anew, which takes a CPU half as long again, and more than twice as long where
-    sequences are packed. With d = dL/dh' the gradient at a step's memory,
+    Torch's own multiplies the weights' gradients at every step anew, which takes a CPU far longer. With d = dL/dh' the
+    gradient at a step's memory,
 
         dn = d (1 - z) (1 - n^2),  dz = d (h - n) z (1 - z),  dm = dn r,  dr = dm m (1 - r),  m = U_n h + b,
 
-    are those before each non-linearity, and dL/dh = d z + [dr, dz, dm] U: every factor of d is known before the first
-    step back, so that a step is one product with all of them and one with U. A step costs little more than the calls
-    themselves, so tensors are split once.
+    are those before each non-linearity, and dL/dh = d z + [dr, dz, dm] U.
     """
 
     @staticmethod
-    def forward(ctx, x, hidden_state, counts, weight_ih, weight_hh, bias_ih, bias_hh):
-        P, (R, H) = len(x), hidden_state.shape
-        given = linear(x, weight_ih, torch.cat([bias_ih[: 2 * H] + bias_hh[: 2 * H], bias_ih[2 * H :]]))
-        gates = x.new_empty(P, 4 * H)  # r, z, m and n, once their steps are through
-        gates[:, : 2 * H], gates[:, 2 * H : 3 * H] = given[:, : 2 * H], bias_hh[2 * H :]
-        torch.mul(given[:, 2 * H :], 2, out=gates[:, 3 * H :])  # for tanh(y) = 2 s(2y) - 1, in a third of tanh's time
-        memories = torch.cat([hidden_state, x.new_empty(P, H)])  # before step 0, and after every row
-        after, rzm, rz = (part.split(counts) for part in (memories[R:], gates[:, : 3 * H], gates[:, : 2 * H]))
-        r, z, m, n = (part.split(counts) for part in gates.split(H, dim=1))
-        wide = pays(memories[: P // len(counts)], weight_hh)  # by a step of the usual number of rows
-        U, minus_one = weight_hh.t().contiguous(), x.new_tensor(-1.0)
-        for t, h in enumerate(_before(memories, counts)):
-            if wide:
-                rzm[t].add_(multiply(h, weight_hh))
-            else:
-                rzm[t].addmm_(h, U)
-            rz[t].sigmoid_()
-            n[t].addcmul_(r[t], m[t], value=2).sigmoid_()
-            torch.sub(minus_one, n[t], alpha=-2, out=n[t])
-            torch.lerp(n[t], h, z[t], out=after[t])
-        if any(ctx.needs_input_grad):
-            ctx.counts, ctx.wide = counts, wide
-            ctx.save_for_backward(x, memories, gates, weight_ih, weight_hh)
-        return memories[R:]
+    def forward(ctx, x, hidden_state, counts, *weights):
+        memories, gates = _forward(x, hidden_state, counts, *weights, learn=any(ctx.needs_input_grad))
+        ctx.counts = counts
+        ctx.save_for_backward(x, memories, gates, *weights[:2])
+        return memories[len(hidden_state) :, : hidden_state.shape[1]]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, memories, gates, weight_ih, weight_hh = ctx.saved_tensors
-        counts, P, H = ctx.counts, len(x), gates.shape[1] // 4
-        h = torch.cat(_before(memories, counts))  # (P, H)
-        r, z, m, n = gates.split(H, dim=1)
-        d_rzm, others = x.new_empty(P, 3, H), x.new_empty(P, 2, H)  # the factors of d, and later what d makes of them
-        (by_r, by_z, by_m), (by_n, kept) = d_rzm.unbind(dim=1), others.unbind(dim=1)
-        kept.copy_(z)
-        rest = 1 - z
-        torch.addcmul(rest, rest, n * n, value=-1, out=by_n)
-        torch.mul((h - n).mul_(z), rest, out=by_z)
-        torch.mul(by_n, r, out=by_m)
-        torch.mul(torch.addcmul(by_m, by_m, r, value=-1), m, out=by_r)
-        step_rzm, step_others, step_kept, grad = (part.split(counts) for part in (d_rzm, others, kept, grad))
-        later = x.new_zeros(0, H)  # from the step after, of the sequences that reach it
-        for t in reversed(range(len(counts))):
-            if len(later) == counts[t]:
-                d = (grad[t] + later).unsqueeze(1)
-            else:
-                d = grad[t].clone().unsqueeze(1)
-                d[: len(later), 0] += later
-            step_others[t].mul_(d)
-            by_U = step_rzm[t].mul_(d).view(-1, 3 * H)
-            if ctx.wide:
-                later = multiply(by_U, weight_hh.t()).add_(step_kept[t])
-            else:
-                later = torch.addmm(step_kept[t], by_U, weight_hh)
-        d_rzm = d_rzm.view(P, 3 * H)
-        d_bias_hh, d_bias_n = d_rzm.sum(dim=0), by_n.sum(dim=0)
-        d_gates = d_rzm.clone()
-        d_gates[:, 2 * H :] = by_n
-        d_x = linear(d_gates, weight_ih.t()) if ctx.needs_input_grad[0] else None
-        d_bias_ih = torch.cat([d_bias_hh[: 2 * H], d_bias_n])
-        return d_x, later, None, multiply_columns(d_gates, x), multiply_columns(d_rzm, h), d_bias_ih, d_bias_hh
+        d_x, d_hidden_state, *d_weights = _backward(
+            grad, ctx.counts, *ctx.saved_tensors, wants_x=ctx.needs_input_grad[0]
+        )
+        return d_x, d_hidden_state, None, *d_weights
+
+
+def _forward(
+    x: torch.Tensor,
+    hidden_state: torch.Tensor,
+    counts: list[int],
+    weight_ih: torch.Tensor,
+    weight_hh: torch.Tensor,
+    bias_ih: torch.Tensor,
+    bias_hh: torch.Tensor,
+    learn: bool,
+) -> tuple[torch.Tensor, Any]:
+    """The memories (R + P, W), from the given ones on, and r, z, m and n of each row, (P, 4W), for `_backward`.
+
+    W is H in whole vectors: the units that are added stay at 0.
+    """
+    H = hidden_state.shape[1]
+    W = H + -H % (2 * native.VECTOR)
+    bias = torch.cat([bias_ih[: 2 * H] + bias_hh[: 2 * H], bias_ih[2 * H :]])
+    given = linear(x, _widened(weight_ih, W), _widened(bias, W)).to(weight_hh.dtype)  # which may be of lower precision
+    memories = given.new_empty(len(hidden_state) + len(x), W)
+    memories[: len(hidden_state)] = native.padded(hidden_state, W)
+    gates = given.new_empty(len(x), 4 * W) if learn else None
+    weights = native.padded(_widened(weight_hh, W), W).t().contiguous()
+    bias_m = native.padded(bias_hh[2 * H :], W)
+    native.call("gru_forward", given, weights, bias_m, torch.tensor(counts), len(counts), W, memories, gates)
+    return memories, gates
+
+
+def _backward(
+    grad: torch.Tensor,
+    counts: list[int],
+    x: torch.Tensor,
+    memories: torch.Tensor,
+    gates: torch.Tensor,
+    weight_ih: torch.Tensor,
+    weight_hh: torch.Tensor,
+    *,
+    wants_x: bool = True,
+) -> list[Any]:
+    """The gradients of inputs, memory and weights, from that of the memory after each row, (P, H)."""
+    (P, H), W = grad.shape, memories.shape[1]
+    d_rzm, d_rzn = gates.new_empty(2, P, 3 * W)
+    later = gates.new_empty(counts[0], W)
+    weights = native.padded(_widened(weight_hh, W), W)
+    of_memories = native.padded(grad, W)
+    steps = torch.tensor(counts)
+    native.call("gru_backward", of_memories, gates, memories, weights, steps, len(counts), W, d_rzm, d_rzn, later)
+    if W > H:
+        d_rzm, d_rzn = (d.unflatten(1, (3, W))[:, :, :H].flatten(1) for d in (d_rzm, d_rzn))
+        memories, later = memories[:, :H], later[:, :H]
+    before = memories[:P] if counts[-1] == counts[0] else torch.cat(_before(memories, counts))
+    d_x = linear(d_rzn, weight_ih.t()).to(x.dtype) if wants_x else None
+    d_weights = [multiply_columns(d_rzn, x.to(d_rzn.dtype)), multiply_columns(d_rzm, before)]
+    return [d_x, later, *d_weights, d_rzn.sum(dim=0), d_rzm.sum(dim=0)]
+
+
+def _widened(weights: torch.Tensor, W: int) -> torch.Tensor:
+    """Weights of three gates, (3H, ...) -> (3W, ...), 0 where there was nothing."""
+    H = len(weights) // 3
+    if W == H:
+        return weights
+    wide = weights.new_zeros(3, W, *weights.shape[1:])
+    wide[:, :H] = weights.unflatten(0, (3, H))
+    return wide.flatten(0, 1)
+
+
+def _before(memories: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
+    """The memories before every step, of the sequences that reach it."""
+    whole = memories.split([counts[0], *counts])
+    return [memory[:count] for memory, count in zip(whole, counts, strict=False)]
 
 
 # In compiled code the GRU is one operation of unknown content: torch would write out every step of it, and compile for
@@ -135,8 +156,9 @@ def _whole_gru(
     """`run_gru` over sequences of one length: x (T * R, X), memory (R, H) -> (T * R, H)."""
     weights = [weight_ih, weight_hh, bias_ih, bias_hh]
     if x.device.type == "cpu":
-        # A tensor of its own, as torch wants it of an operation that it does not know
-        return _PackedGRU.apply(x, hidden_state, _full(x, hidden_state), *weights).clone()
+        memories, _ = _forward(x, hidden_state, _full(x, hidden_state), *weights, learn=False)
+        R, H = hidden_state.shape
+        return memories[R:, :H].clone()  # a tensor of its own, as torch wants it of an operation that it does not know
     return torch.ops.aten._cudnn_rnn(**_for_cudnn(x, hidden_state, weights))[0].flatten(0, 1)
 
 
@@ -153,10 +175,9 @@ def _whole_gru_backward(
     """The gradients of x, memory and weights: grad (T * R, H)."""
     weights = [weight_ih, weight_hh, bias_ih, bias_hh]
     if x.device.type == "cpu":
-        ctx: Any = SimpleNamespace(needs_input_grad=[True])
-        ctx.save_for_backward = lambda *tensors: setattr(ctx, "saved_tensors", tensors)
-        _PackedGRU.forward(ctx, x, hidden_state, _full(x, hidden_state), *weights)
-        return [found for found in _PackedGRU.backward(ctx, grad) if found is not None]
+        counts = _full(x, hidden_state)
+        memories, gates = _forward(x, hidden_state, counts, *weights, learn=True)
+        return _backward(grad, counts, x, memories, gates, *weights[:2])
     given = _for_cudnn(x, hidden_state, weights)
     output, _, _, reserve, given["weight_buf"] = torch.ops.aten._cudnn_rnn(**given)
     d_output = grad.contiguous().view_as(output)
@@ -199,9 +220,3 @@ _whole_gru.register_autograd(
     lambda ctx, grad: tuple(_whole_gru_backward(grad, *ctx.saved_tensors)),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
 )
-
-
-def _before(memories: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
-    """The memories before every step, of the sequences that reach it."""
-    whole = memories.split([counts[0], *counts])
-    return [memory[:count] for memory, count in zip(whole, counts, strict=False)]

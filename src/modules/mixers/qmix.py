@@ -4,8 +4,6 @@ f(q; s) = ELU(q |W1(s)| + b1(s)) |w2(s)| + v(s), with the weights made from the 
 values make f non-decreasing in every agent's value, so that the agents' own best actions are the team's best.
 """
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from utils import native
 from utils.linear import Linear
-from utils.shapes import check_shape, may_look_at
-
-LOG2_E = math.log2(math.e)
-BLOCK = 2**18  # values of the first layer that are in the works at a time: a MiB
+from utils.shapes import check_shape
 
 
 class QMixer(nn.Module):
@@ -80,26 +76,24 @@ class _QMixerAt:
         """
         contributions = chosen.unsqueeze(-1) * self.w1  # (B, T, N, E)
         others = contributions.sum(dim=2, keepdim=True) + self.b1.unsqueeze(2) - contributions
-        if torch.compiler.is_compiling():  # which has its own ways not to write all of it to memory
-            hidden = F.elu(others.unsqueeze(3) + qs.unsqueeze(-1) * self.w1.unsqueeze(3))  # (B, T, N, A, E)
-            return (hidden * self.w2[:, :, None, None]).sum(dim=-1) + self.v.unsqueeze(-1)
-        return _SecondLayer.apply(qs, others, self.w1, self.w2) + self.v.unsqueeze(-1)
+        if not torch.compiler.is_compiling() and native.takes(qs, others) and native.is_there():
+            return _SecondLayer.apply(qs, others, self.w1, self.w2) + self.v.unsqueeze(-1)
+        hidden = F.elu(others.unsqueeze(3) + qs.unsqueeze(-1) * self.w1.unsqueeze(3))  # (B, T, N, A, E)
+        return (hidden * self.w2[:, :, None, None]).sum(dim=-1) + self.v.unsqueeze(-1)
 
 
 class _SecondLayer(torch.autograd.Function):
-    """out[i, k] = sum_e w2_e ELU(others_ie + q_ik w1_ie), in blocks of rows that stay in a CPU's cache.
+    """out[i, k] = sum_e w2_e ELU(others_ie + q_ik w1_ie) by a kernel (src/kernels/second_layer.cpp).
 
-    Of each block the (.., N, A, E) values are made anew in the backward pass: to write them all to memory and read them
-    again takes longer.
+    The (.., N, A, E) values in between, which would take longest to write and read, are never in memory.
     Shapes: q (B, T, N, A), others and w1 (B, T, N, E), w2 (B, T, E) -> (B, T, N, A).
     """
 
     @staticmethod
     def forward(q, others, w1, w2):  # pyright: ignore[reportIncompatibleMethodOverride]
-        found = torch.empty_like(q, memory_format=torch.contiguous_format)
-        for q_, others_, w1_, w2_, out in _blocks(q, others, w1, w2, found):
-            elu, _ = _first_layer(q_, others_, w1_)
-            torch.sum(elu.mul_(w2_[:, None, None]), dim=-1, out=out)
+        given, sizes = _for_kernel(q, others, w1, w2)
+        found = given[0].new_empty(q.shape)
+        native.call("second_layer_forward", *given, *sizes, found)
         return found
 
     @staticmethod
@@ -116,32 +110,17 @@ class _SecondLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in ctx.saved_tensors]
-        for q, others, w1, w2, grad_, d_q, d_others, d_w1, d_w2 in _blocks(*ctx.saved_tensors, grad, *found):
-            R, N, A = q.shape
-            elu, slope = _first_layer(q, others, w1)
-            torch.bmm(grad_.reshape(R, 1, N * A), elu.flatten(1, 2), out=d_w2.unsqueeze(1))
-            both = torch.stack([grad_, grad_ * q], dim=2).flatten(0, 1)  # (R N, 2, A)
-            summed = torch.bmm(both, slope.flatten(0, 1)).view(R, N, 2, -1)
-            summed.mul_(w2[:, None, None])
-            d_others.copy_(summed[:, :, 0])
-            d_w1.copy_(summed[:, :, 1])
-            torch.sum(slope.mul_((w1 * w2.unsqueeze(1)).unsqueeze(2)), dim=-1, out=d_q).mul_(grad_)
-        return tuple(found)
+        given, sizes = _for_kernel(*ctx.saved_tensors)
+        found = [torch.empty_like(x) for x in given]
+        native.call("second_layer_backward", *given, grad.contiguous(), *sizes, *found)
+        E = ctx.saved_tensors[3].shape[-1]
+        return found[0], *(x[..., :E] for x in found[1:])
 
 
-def _first_layer(q: torch.Tensor, others: torch.Tensor, w1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """ELU(others + q w1) and its derivative, exp(min(., 0)), (R, N, A, E).
-
-    Torch's exp2 is four times as fast as its exp and its elu.
-    """
-    x = torch.addcmul(others.unsqueeze(2), q.unsqueeze(-1), w1.unsqueeze(2))
-    slope = x.clamp(max=0).mul_(LOG2_E).exp2_()
-    return x.clamp_(min=0).add_(slope).sub_(1), slope
-
-
-def _blocks(q: torch.Tensor, others: torch.Tensor, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """All rows, (B, T, ...) -> (R, ...), so many at a time: q (B, T, N, A), others (B, T, N, E), and more of them."""
-    rows = q.shape[0] * q.shape[1]
-    size = max(1, BLOCK // (q[0, 0].numel() * others.shape[-1])) if may_look_at(q) else rows
-    return zip(*(x.flatten(0, 1).split(size) for x in (q, others, *tensors)), strict=True)
+def _for_kernel(
+    q: torch.Tensor, others: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor
+) -> tuple[list[torch.Tensor], tuple[int, int, int, int]]:
+    """The tensors without gaps and with E in whole vectors, and their sizes P, N, A, E."""
+    B, T, N, A = q.shape
+    E = w2.shape[-1] + -w2.shape[-1] % native.VECTOR
+    return [q.contiguous(), *(native.padded(x, E) for x in (others, w1, w2))], (B * T, N, A, E)

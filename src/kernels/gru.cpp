@@ -1,0 +1,157 @@
+// A GRU over packed sequences, forward and back. modules/agents/gru.py has the equations and the legend.
+#include <type_traits>
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+// sums[row][column] += x[row] weights, of rows x (K) and packed weights (K, COLUMNS * LANES).
+template <int N, int COLUMNS, class T>
+inline void multiply(const T* x, int64_t stride, const T* weights, int64_t K, Vec<T> (&sums)[N][COLUMNS]) {
+    for (int64_t k = 0; k < K; k++) {
+        Vec<T> w[COLUMNS];
+        for (int c = 0; c < COLUMNS; c++) w[c] = load(weights + (k * COLUMNS + c) * LANES<T>);
+        for (int i = 0; i < N; i++) {
+            Vec<T> value = all(x[i * stride + k]);
+            for (int c = 0; c < COLUMNS; c++) sums[i][c] += value * w[c];
+        }
+    }
+}
+
+// Weights (K, columns) in the order in which `multiply` reads them: groups of `width` vectors, where vector c of group g
+// begins at column(g, c).
+template <class T, class F>
+std::vector<T> packed(const T* weights, int64_t K, int64_t columns, int width, F&& column) {
+    std::vector<T> out(K * columns);
+    T* to = out.data();
+    for (int64_t g = 0; g < columns / (width * LANES<T>); g++)
+        for (int64_t k = 0; k < K; k++)
+            for (int c = 0; c < width; c++, to += LANES<T>)
+                std::memcpy(to, weights + k * columns + column(g, c), BYTES);
+    return out;
+}
+
+// f(how many, the first of them) until `count` rows are done.
+template <int N, class F>
+inline void what_is_left(int64_t left, int64_t first, F&& f) {
+    if constexpr (N > 0) {
+        if (left == N)
+            f(std::integral_constant<int, N>{}, first);
+        else
+            what_is_left<N - 1>(left, first, f);
+    }
+}
+
+template <class F>
+inline void for_rows(int64_t count, F&& f) {
+    int64_t i = 0;
+    for (; i + ROWS <= count; i += ROWS) f(std::integral_constant<int, ROWS>{}, i);
+    what_is_left<ROWS - 1>(count - i, i, f);
+}
+
+template <int N, class T>
+void forward_rows(const T* given, const T* h, const T* weights, const T* bias, T* gates, T* next, int64_t H) {
+    for (int64_t j = 0; j < H; j += LANES<T>) {
+        Vec<T> sums[N][3];
+        for (int i = 0; i < N; i++) {
+            sums[i][0] = load(given + i * 3 * H + j);
+            sums[i][1] = load(given + i * 3 * H + H + j);
+            sums[i][2] = load(bias + j);
+        }
+        multiply(h, H, weights + 3 * H * j, H, sums);
+        for (int i = 0; i < N; i++) {
+            Vec<T> r = sigmoid(sums[i][0]), z = sigmoid(sums[i][1]), m = sums[i][2];
+            Vec<T> n = 2 * sigmoid(2 * (load(given + i * 3 * H + 2 * H + j) + r * m)) - 1;  // tanh
+            store(next + i * H + j, n + z * (load(h + i * H + j) - n));
+            if (gates) {
+                T* to = gates + i * 4 * H + j;
+                store(to, r), store(to + H, z), store(to + 2 * H, m), store(to + 3 * H, n);
+            }
+        }
+    }
+}
+
+// later: before, dL/dh of the step after, of the rows that `reached` it; afterwards, of this step.
+template <int N, class T>
+void backward_rows(const T* grad, const T* gates, const T* h, const T* weights, T* d_rzm, T* d_rzn, T* later,
+                   int64_t reached, int64_t H) {
+    for (int i = 0; i < N; i++)
+        for (int64_t j = 0; j < H; j += LANES<T>) {
+            const T* g = gates + i * 4 * H + j;
+            Vec<T> r = load(g), z = load(g + H), m = load(g + 2 * H), n = load(g + 3 * H);
+            Vec<T> d = load(grad + i * H + j);
+            if (i < reached) d += load(later + i * H + j);
+            Vec<T> rest = d * (1 - z);
+            Vec<T> dn = rest * (1 - n * n), dz = rest * z * (load(h + i * H + j) - n);
+            Vec<T> dm = dn * r, dr = dm * m * (1 - r);
+            T *to = d_rzm + i * 3 * H + j, *other = d_rzn + i * 3 * H + j;
+            store(to, dr), store(to + H, dz), store(to + 2 * H, dm);
+            store(other, dr), store(other + H, dz), store(other + 2 * H, dn);
+            store(later + i * H + j, d * z);
+        }
+    for (int64_t j = 0; j < H; j += 2 * LANES<T>) {
+        Vec<T> sums[N][2];
+        for (int i = 0; i < N; i++)
+            for (int c = 0; c < 2; c++) sums[i][c] = load(later + i * H + j + c * LANES<T>);
+        multiply(d_rzm, 3 * H, weights + 3 * H * j, 3 * H, sums);
+        for (int i = 0; i < N; i++)
+            for (int c = 0; c < 2; c++) store(later + i * H + j + c * LANES<T>, sums[i][c]);
+    }
+}
+
+// given (P, 3H): what the inputs say of r, z and n, with all biases but that of m, which is `bias` (H). weights (H, 3H)
+// multiply h. memories (R + P, H): the first R are given, the others are found. gates (P, 4H): r, z, m and n are
+// written there, if it is not null. H is a multiple of 2 LANES.
+template <class T>
+void forward(const T* given, const T* weights, const T* bias, const int64_t* counts, int64_t steps, int64_t H,
+             T* memories, T* gates) {
+    auto w = packed(weights, H, 3 * H, 3, [&](int64_t g, int c) { return c * H + g * LANES<T>; });
+    const T* h = memories;
+    T* next = memories + counts[0] * H;
+    for (int64_t t = 0; t < steps; t++) {
+        for_rows(counts[t], [&](auto n, int64_t i) {
+            forward_rows<n()>(given + i * 3 * H, h + i * H, w.data(), bias, gates ? gates + i * 4 * H : nullptr,
+                              next + i * H, H);
+        });
+        given += counts[t] * 3 * H;
+        if (gates) gates += counts[t] * 4 * H;
+        h = next;
+        next += counts[t] * H;
+    }
+}
+
+// grad (P, H): dL/dh. weights (3H, H). Found: d_rzm and d_rzn (P, 3H), and `later` (R, H), dL/dh of the first memory.
+template <class T>
+void backward(const T* grad, const T* gates, const T* memories, const T* weights, const int64_t* counts, int64_t steps,
+              int64_t H, T* d_rzm, T* d_rzn, T* later) {
+    auto w = packed(weights, 3 * H, H, 2, [&](int64_t g, int c) { return (2 * g + c) * LANES<T>; });
+    int64_t row = 0, reached = 0;
+    for (int64_t t = 0; t < steps; t++) row += counts[t];
+    for (int64_t t = steps - 1; t >= 0; t--) {
+        row -= counts[t];
+        const T* h = memories + (t ? counts[0] + row - counts[t - 1] : 0) * H;
+        for_rows(counts[t], [&](auto n, int64_t i) {
+            int64_t at = row + i;
+            backward_rows<n()>(grad + at * H, gates + at * 4 * H, h + i * H, w.data(), d_rzm + at * 3 * H,
+                               d_rzn + at * 3 * H, later + i * H, reached - i, H);
+        });
+        reached = counts[t];
+    }
+}
+
+}  // namespace
+
+#define EXPORT(T, NAME)                                                                                              \
+    extern "C" void gru_forward_##NAME(const T* given, const T* weights, const T* bias, const int64_t* counts,      \
+                                       int64_t steps, int64_t H, T* memories, T* gates) {                           \
+        forward(given, weights, bias, counts, steps, H, memories, gates);                                           \
+    }                                                                                                                \
+    extern "C" void gru_backward_##NAME(const T* grad, const T* gates, const T* memories, const T* weights,         \
+                                        const int64_t* counts, int64_t steps, int64_t H, T* d_rzm, T* d_rzn,        \
+                                        T* later) {                                                                  \
+        backward(grad, gates, memories, weights, counts, steps, H, d_rzm, d_rzn, later);                            \
+    }
+
+EXPORT(float, float32)
+EXPORT(double, float64)

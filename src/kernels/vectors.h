@@ -1,0 +1,83 @@
+// Several numbers at a time, in the vector extensions that GCC and Clang share.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64;
+constexpr int ROWS = 6;  // of a matrix that are multiplied at a time: with 3 vectors each, their sums stay in registers
+#else
+constexpr int BYTES = 32;
+constexpr int ROWS = 3;
+#endif
+
+template <class T>
+struct Vector {
+    typedef T type __attribute__((vector_size(BYTES)));
+};
+template <class T>
+using Vec = typename Vector<T>::type;
+template <class T>
+constexpr int LANES = BYTES / int(sizeof(T));
+
+template <class T>
+static inline Vec<T> load(const T* from) {
+    Vec<T> v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+template <class V, class T>
+static inline void store(T* to, V v) {
+    std::memcpy(to, &v, sizeof v);
+}
+
+template <class T>
+static inline Vec<T> all(T x) {
+    return x - Vec<T>{};
+}
+
+template <class T, class V>
+static inline T sum(V v) {
+    T s[LANES<T>];
+    store(s, v);
+    for (int half = LANES<T> / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) s[i] += s[i + half];
+    return s[0];
+}
+
+// e^x within 2 units in the last place, from e^-87 to e^88 and no further; NaN of NaN.
+// x = n ln 2 + r with |r| <= ln 2 / 2: a polynomial for e^r (that of Cephes' expf), and n into the exponent.
+static inline Vec<float> exponential(Vec<float> x) {
+    typedef int32_t Ints __attribute__((vector_size(BYTES)));
+    x = x < -87.0f ? all(-87.0f) : x;
+    x = x > 88.0f ? all(88.0f) : x;
+    const float shift = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
+    Vec<float> shifted = x * 1.44269504f + shift;
+    Vec<float> n = shifted - shift;
+    Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Vec<float> p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    Ints bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 127) << 23;  // the whole number is in the lowest bits
+    Vec<float> scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return p * scale;
+}
+
+static inline Vec<double> exponential(Vec<double> x) {
+    for (int i = 0; i < LANES<double>; i++) x[i] = std::exp(x[i]);
+    return x;
+}
+
+template <class V>
+static inline V sigmoid(V x) {
+    return 1 / (1 + exponential(-x));
+}

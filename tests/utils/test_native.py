@@ -1,0 +1,124 @@
+"""Compiled kernels: what they refuse, what happens without them, and that each processor's say the same."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils import native
+
+SRC = Path(native.__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(not native.is_there(), reason="no C++ compiler here")
+
+# A GRU of 40 units over 13 sequences of 3 lengths, and a mixer with 24 units, in float32: values and gradients.
+COMPARED = """
+import sys, torch
+from types import SimpleNamespace
+from modules.agents.gru import run_gru
+from modules.mixers.qmix import QMixer
+from utils import native
+
+torch.manual_seed(0)
+cell = torch.nn.GRUCell(5, 40)
+counts = [13] * 4 + [9] * 3 + [1] * 2
+x, h = torch.randn(sum(counts), 5, requires_grad=True), torch.randn(13, 40, requires_grad=True)
+memories = run_gru(x, h, cell, counts)
+args = SimpleNamespace(n_agents=3, state_shape=7, mixing_embed_dim=24, hypernet_layers=2, hypernet_embed=8)
+mixer = QMixer(args)
+qs = torch.randn(2, 4, 3, 5, requires_grad=True)
+values = mixer.counterfactual(qs[..., 0], qs, torch.randn(2, 4, 7))
+(memories * torch.randn_like(memories)).sum().backward()
+(values * torch.randn_like(values)).sum().backward()
+found = [memories, values, x.grad, h.grad, qs.grad]
+found += [p.grad for module in (cell, mixer) for n, p in sorted(module.named_parameters()) if p.grad is not None]
+torch.save([one.detach() for one in found], sys.argv[1])
+print(native.is_there())
+"""
+
+
+def compared(path: Path, src: Path = SRC, **env: str) -> tuple[list[torch.Tensor], str]:
+    """What COMPARED finds with these environment variables, and what it prints."""
+    environment = os.environ | {"PYTHONPATH": str(src)} | env
+    done = subprocess.run(
+        [sys.executable, "-c", COMPARED, str(path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return torch.load(path, weights_only=True), done.stderr + done.stdout
+
+
+def test_every_processors_kernels_and_torchs_own_operations_agree(tmp_path):
+    expected, said = compared(tmp_path / "off", GREED_KERNELS="off")
+    assert said == "False\n"
+    levels = ["DEFAULT", "AVX2", "AVX512"]
+    here = torch.backends.cpu.get_cpu_capability()
+    for processor in levels[: levels.index(here) + 1] if here in levels else [here]:
+        found, said = compared(tmp_path / processor, ATEN_CPU_CAPABILITY=processor.lower())
+        assert said == "True\n"
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+            assert one.any()
+
+
+@pytest.mark.parametrize("compiler", ["false", "/no/compiler"])
+def test_without_a_compiler_a_line_says_so_and_torchs_operations_do_it(tmp_path, compiler):
+    expected, _ = compared(tmp_path / "off", GREED_KERNELS="off")
+    found, said = compared(tmp_path / "found", CXX=compiler, HOME=str(tmp_path))
+    assert said.endswith("False\n")
+    assert said.count("Kernels for this CPU cannot be compiled") == 1
+    assert "install a C++ compiler" in said
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_they_are_compiled_once_and_again_if_their_sources_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "SOURCES", tmp_path / "kernels")
+    native.SOURCES.mkdir()
+    source = native.SOURCES / "one.cpp"
+    source.write_text('extern "C" int one() { return 1; }')
+    files = []
+    for text in (source.read_text(), 'extern "C" int one() { return 2; }'):
+        source.write_text(text)
+        native._name.cache_clear()
+        files.append(native.compile_for("any", tmp_path / "built"))
+    native._name.cache_clear()
+    assert files[0] != files[1]
+    assert set((tmp_path / "built").iterdir()) == set(files)
+
+
+def test_what_was_compiled_ahead_of_time_is_used_where_nothing_can_be_compiled(tmp_path):
+    src = tmp_path / "src"
+    for part in ("kernels", "utils", "modules"):
+        shutil.copytree(SRC / part, src / part, ignore=shutil.ignore_patterns("built", "__pycache__"))
+    done = subprocess.run([sys.executable, str(src / "kernels/build.py")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {str(file) for file in (src / "kernels/built").iterdir()}
+    _, said = compared(tmp_path / "found", src, CXX="/no/compiler", HOME=str(tmp_path))
+    assert said == "True\n"
+
+
+def test_tensors_with_gaps_or_of_other_types_are_refused():
+    x = torch.zeros(4, 4)
+    with pytest.raises(ValueError, match="argument 0 is not a contiguous"):
+        native.call("gru_forward", x.t()[:2])
+    with pytest.raises(ValueError, match=r"argument 1 is torch\.float64, the first torch\.float32"):
+        native.call("gru_forward", x, x.double())
+
+
+def test_exponentials_at_the_ends_of_their_range():
+    """The sigmoid of a bias, by a GRU of one step: n = 0, h = 1, so h' = z = s(b)."""
+    from modules.agents.gru import run_gru
+
+    cell = torch.nn.GRUCell(1, 1)
+    for parameter in cell.parameters():
+        torch.nn.init.zeros_(parameter)
+    for bias in (-1e30, -100.0, -87.0, -1e-7, 0.0, 1e-7, 20.0, 88.0, 100.0, 1e30, float("inf"), float("-inf")):
+        with torch.no_grad():
+            cell.bias_ih[1] = bias
+            found = run_gru(torch.zeros(1, 1), torch.ones(1, 1), cell, [1]).item()
+        assert found == pytest.approx(torch.sigmoid(torch.tensor(bias)).item(), rel=1e-6, abs=1e-30)
+    with torch.no_grad():
+        cell.bias_ih[1] = float("nan")
+    assert run_gru(torch.zeros(1, 1), torch.ones(1, 1), cell, [1]).isnan().all()
