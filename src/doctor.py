@@ -31,6 +31,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from utils.arguments import Parser
+from utils.cores import core_count
 from utils.credentials import masked, names_mongo
 from utils.errors import UserError
 
@@ -225,7 +226,7 @@ def title_of(config: dict[str, Any]) -> str:
 def start_probes(config: dict[str, Any] | None) -> dict[str, Future]:
     """Start every probe whose answer is wanted, as many at a time as there are cores."""
     names = ["torch", "run"] if config else ["torch"]
-    names += ["jax", "record", "smac", "smacv2"]
+    names += ["kernels", "jax", "record", "smac", "smacv2"]
     if names_mongo():
         names.append("mongo")
     with ThreadPoolExecutor(max_workers=max(1, min(len(names), core_count()))) as pool:
@@ -289,6 +290,14 @@ def probe_torch(_config) -> dict[str, Any]:
             gpu["error"] = f"{error}".splitlines()[0]
         found["gpus"].append(gpu)
     return found
+
+
+def probe_kernels(_config) -> dict[str, Any]:
+    import torch
+
+    from utils import native
+
+    return {"there": native.is_there(), "processor": torch.backends.cpu.get_cpu_capability()}
 
 
 def probe_jax(_config) -> dict[str, Any]:
@@ -467,6 +476,7 @@ def resident_bytes() -> int:
 
 PROBES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "torch": probe_torch,
+    "kernels": probe_kernels,
     "jax": probe_jax,
     "record": probe_record,
     "smac": probe_smac,
@@ -491,13 +501,6 @@ def check_platform(case: Case) -> Finding:
     if case.config and case.config["runner"] == "parallel" and sys.platform != "linux":
         return Finding(PROBLEM, text, "runner=parallel needs Linux; set runner=vector or runner=episode")
     return Finding(OK, text)
-
-
-def core_count(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """The cores that this process may use, within its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit, _, period = quota.read_text().partition(" ") if quota.exists() else ("max", "", "")
-    return cores if limit == "max" else min(cores, max(1, int(limit) // int(period)))
 
 
 def check_memory(case: Case) -> Finding:
@@ -627,6 +630,14 @@ def installed(name: str) -> str | None:
 def check_torch(case: Case) -> Finding:
     found = case.ask("torch")
     return Finding(OK, f"{found['version']}, " + (f"for CUDA {found['cuda']}" if found["cuda"] else "for CPUs alone"))
+
+
+def check_kernels(case: Case) -> Finding:
+    found = case.ask("kernels")
+    if found["there"]:
+        return Finding(OK, f"compiled for {found['processor']}")
+    text = "not compiled: on a CPU, recurrent networks and mixers take up to twice as long"
+    return Finding(NOTE, text, "install a C++ compiler (g++), or name one by the environment variable CXX")
 
 
 def check_jax(case: Case) -> Finding:
@@ -841,6 +852,7 @@ CHECKS: list[tuple[str, str, Callable[[Case], bool], Callable[[Case], Finding]]]
     ("Machine", "disk", for_run, check_disk),
     ("Packages", "requirements.txt", always, check_requirements),
     ("Packages", "torch", always, check_torch),
+    ("Packages", "kernels", for_run, check_kernels),
     ("Packages", "JAX", for_env("smax", None), check_jax),
     ("Records", "sacred", always, check_sacred),
     ("Records", "git", always, check_git),

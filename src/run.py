@@ -36,6 +36,7 @@ from utils import models
 from utils.acceleration import accelerate
 from utils.aside import allow_aside
 from utils.checkpoints import Checkpoints, Resumption
+from utils.cores import core_count
 from utils.errors import Interrupted, RunFailure, UserError
 from utils.logging import Logger, Progress, format_table
 from utils.memory import format_bytes, is_out_of_memory, keep_freed_memory
@@ -133,7 +134,7 @@ def prepare(config, log, times_resumed: int = 0):
     # PyMARL's plug-ins move themselves by use_cuda.
     args = extend(freeze({**config, "use_cuda": device != "cpu", "env_args": env_args}), device=device)
     torch.set_num_threads(args.torch_threads or _good_thread_count(args))
-    allow_aside(args.torch_threads == 0 and _cores() >= (3 if _overlaps(args) else 2))
+    allow_aside(has_spare_core(args))
     keep_freed_memory()
     torch.set_flush_denormal(True)  # values that decay to denormals slow a CPU down a hundredfold
     seed_everything(args.seed)
@@ -762,11 +763,14 @@ def _block_says(args, block: str, key: str, value: str) -> bool:
     return block in vars(args) and getattr(getattr(args, block), key) == value
 
 
-def _cores() -> int:
-    """How many this process may use: those of its affinity, or OMP_NUM_THREADS if it has been given fewer."""
+def has_spare_core(args) -> bool:
+    """Whether target networks have a core of their own, beside the learner's and that of an overlapping collection.
+
+    Sweeps tell each of their runs by OMP_NUM_THREADS how many are its own.
+    """
     given = os.environ.get("OMP_NUM_THREADS", "")
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(here, int(given)) if given.isdecimal() else here
+    cores = min(core_count(), int(given)) if given.isdecimal() else core_count()
+    return args.torch_threads == 0 and cores >= (3 if _overlaps(args) else 2)
 
 
 def _good_thread_count(args) -> int:

@@ -19,6 +19,7 @@ import torch
 import doctor
 from config.schema import load
 from doctor import MISSING, NOT_NEEDED, NOTE, OK, PROBLEM, Case, Finding
+from utils import native
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "src/doctor.py"
@@ -33,6 +34,7 @@ TORCH = {"version": "2.13.0", "cuda": "13.0", "gpus": [], "why": "", "host_free"
 ANSWERS = {
     "torch": TORCH,
     "run": RUN,
+    "kernels": {"there": True, "processor": "AVX512"},
     "jax": {"version": "0.10.2", "backend": "cpu", "devices": ["cpu"]},
     "record": {"version": "0.8.7", "commit": "c8a411e000000", "changed": False},
     "smac": {"protobuf": "upb", "messages": "", "versions": {"4.10.0": 75689}, "maps": {"3m": "SMAC_Maps/3m.SC2Map"}},
@@ -87,7 +89,7 @@ def test_an_old_python_is_refused_and_can_still_read_the_program():
     assert found.mark == PROBLEM
     assert "3.10.12" in found.text
     assert "Python 3.11" in found.remedy
-    utils = ("arguments", "credentials", "errors")
+    utils = ("arguments", "cores", "credentials", "errors")
     for file in (PROGRAM, *(PROGRAM.parent / f"utils/{name}.py" for name in utils)):
         tree = ast.parse(file.read_text(), feature_version=(3, 9))
         at_once = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -295,6 +297,20 @@ def test_jax_is_tried():
     found = doctor.run_probe("jax", None)
     assert found["devices"]
     assert row("JAX", case(answers={"jax": found})).mark in (OK, NOTE)
+
+
+@pytest.mark.parametrize(("there", "mark"), [(True, OK), (False, NOTE)])
+def test_kernels(there, mark):
+    found = row("kernels", case(answers={"kernels": {"there": there, "processor": "AVX2"}}))
+    assert found.mark == mark
+    assert ("C++ compiler" in found.remedy) == (not there)
+
+
+def test_kernels_are_compiled():
+    assert doctor.run_probe("kernels", None) == {
+        "there": native.is_there(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def test_jax_without_the_gpu_that_torch_has():

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import run
 from utils.aside import LEAST_ROWS, allow_aside, aside
 
 ROWS = torch.zeros(LEAST_ROWS)
@@ -38,6 +40,29 @@ def test_little_is_computed_at_once(threads):
 def test_where_no_core_is_spare_nothing_is_aside(threads):
     allow_aside(False)
     assert aside(threading.get_ident, ROWS)() == threading.get_ident(), threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "given", "keys", "spare"),
+    [
+        (1, None, {}, False),
+        (2, None, {}, True),
+        (2, None, {"torch_threads": 1}, False),
+        (2, None, {"overlap": True}, False),
+        (2, None, {"overlap": True, "offline": True}, True),
+        (3, None, {"overlap": True}, True),
+        (8, "1", {}, False),
+        (8, "2", {}, True),
+        (1, "4", {}, False),
+    ],
+)
+def test_which_runs_have_a_spare_core(cores, given, keys, spare, monkeypatch):
+    monkeypatch.setattr(run, "core_count", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    defaults = {"torch_threads": 0, "overlap": False, "evaluate": False, "offline": False}
+    assert run.has_spare_core(SimpleNamespace(**defaults | keys)) == spare
 
 
 @pytest.mark.usefixtures("threads")
