@@ -29,6 +29,7 @@ PROCESSORS = {  # as torch calls them, and what the compiler is told
 }
 
 
+@torch.compiler.assume_constant_result
 def is_there() -> bool:
     """Whether `call` works here."""
     return _library() is not None

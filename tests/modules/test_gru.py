@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from modules.agents.gru import _for_cudnn, _whole_gru, gru, run_gru
+from utils import native
 
 X, H = 3, 4
 LENGTHS = [[1], [6, 6, 6], [7, 5, 5, 1], [4, 1, 1, 1, 1], [3, 2, 1]]  # longest first
@@ -91,6 +92,7 @@ def test_plain_operations_give_the_same():
     torch.testing.assert_close(gru(rows, hidden, cell).flatten(0, 1), run_gru(x, hidden, cell, [3] * 5))
 
 
+@pytest.mark.skipif(not native.is_there(), reason="no C++ compiler here")
 def test_as_one_operation_it_is_the_same():
     cell, x, hidden, counts, _ = make([5, 5])
     inputs = (

@@ -18,9 +18,12 @@ from utils.linear import linear, multiply_columns
 def run_gru(x: torch.Tensor, hidden_state: torch.Tensor, cell: nn.GRUCell, counts: list[int]) -> torch.Tensor:
     """The cell over packed sequences: x (P, X), memory (R, H) -> the memory after each row (P, H)."""
     weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
+    has_kernels = x.device.type == "cpu" and native.is_there()
     if torch.compiler.is_compiling():  # where nothing is packed
+        if x.device.type == "cpu" and not has_kernels:
+            return gru(x.unflatten(0, (len(counts), counts[0])), hidden_state, cell).flatten(0, 1)
         return _whole_gru(x, hidden_state, *weights)
-    if x.device.type == "cpu" and native.is_there():
+    if has_kernels:
         return _PackedGRU.apply(x, hidden_state, counts, *weights)
     start = hidden_state.unsqueeze(0).contiguous()
     # biases, 1 layer, no dropout, training (cuDNN has a backward only then), one direction
