@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,13 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.mongo import Server, errors, reason
-from utils.record import commit_of, find_runs
+from utils.record import commit_of, find_runs, status_of
 
 GATE = ("gate_weight_independent", "gap_independent", "gap_cooperative")  # the gate's statistics that are drawn
-SILENT = timedelta(minutes=5)  # sacred writes a sign of life every ten seconds; who is silent for longer is dead
 FIELDS = ("config", "status", "experiment", "host", "start_time", "heartbeat", "fail_trace", "info")
 NEEDED = ("name", "env", "env_args", "seed", "t_max")  # keys without which it is no run of this project
-# What became of a run, by sacred's word for it.
-STATUSES = {"COMPLETED": "complete", "FAILED": "failed", "INTERRUPTED": "stopped", "TIMEOUT": "stopped"}
+# What became of a run, by its record's word for it; others are said as they are.
+STATUSES = {"COMPLETED": "complete", "INTERRUPTED": "stopped", "TIMEOUT": "stopped"}
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: arrays do not compare to one truth value
@@ -92,12 +90,13 @@ def _shown(folder: Path) -> str:
 def _run(place: str, record: dict[str, Any], config: dict[str, Any], metrics: dict[str, Any]) -> Run:
     experiment, trace = record.get("experiment", {}), record.get("fail_trace") or [""]
     commit, is_changed = commit_of(record)
+    status = status_of(record)
     versions = [f"Python {record.get('host', {}).get('python_version', '?')}", *experiment.get("dependencies", [])]
     if missing := [key for key in NEEDED if key not in config]:
         raise ValueError(f"its configuration lacks {', '.join(missing)}")
     return Run(
         place=place,
-        status=_status(record),
+        status=STATUSES.get(status, status.lower()),
         config=config,
         metrics={
             name: (np.asarray(points["steps"], float), np.asarray(points["values"], float))
@@ -118,12 +117,3 @@ def _is_wanted(name: str) -> bool:
 def _tells(line: str) -> bool:
     """Whether a line of a traceback says what went wrong; `main.py` ends failed runs by SystemExit."""
     return bool(line.strip()) and not line.startswith((" ", "SystemExit", "Traceback", "The above exception"))
-
-
-def _status(record: dict[str, Any]) -> str:
-    word: str = record["status"]
-    if word != "RUNNING":
-        return STATUSES.get(word, word.lower())
-    beat: Any = record.get("heartbeat") or record["start_time"]
-    seen = beat if isinstance(beat, datetime) else datetime.fromisoformat(beat)  # in UTC, as sacred has it
-    return "running" if datetime.now(UTC).replace(tzinfo=None) - seen < SILENT else "killed"
