@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: --out={options.out}: {error}", file=sys.stderr)
+        print(f"error: --out={options.out} cannot be written ({error}); name another folder", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

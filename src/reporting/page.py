@@ -246,12 +246,12 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222;
   background: #fff }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-.wide { overflow-x: auto }
+.wide { overflow-x: auto; width: max-content; max-width: max(100%, min(50vw + 28rem, 100vw - 3rem)) }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #ddd; white-space: nowrap;
   vertical-align: top }
 th { border-bottom: 2px solid #888 }
-.runs td:nth-child(4) { white-space: normal; min-width: 14rem }
+.runs td:nth-child(4) { white-space: normal; min-width: 9rem }
 .unscored td { background: #fff4e0 }
 .notes { border-left: 4px solid #d55e00; padding: .1rem 1rem; background: #fff8f2 }
 .notes h2 { margin-top: .6rem }

@@ -170,7 +170,7 @@ def draw_curves(study: Study) -> Figure | None:
     for axis, task in zip(axes.flat, study.tasks, strict=False):
         metric = study.metrics[task]
         for algorithm in study.algorithms:
-            entries = study.of(algorithm, task)
+            entries = study.drawn(algorithm, task)
             colour, _, _ = style(study, algorithm)
             for entry in entries:
                 steps, values = entry.run.metrics.get(metric, (np.empty(0), np.empty(0)))
@@ -208,7 +208,7 @@ def draw_gate(study: Study) -> Figure | None:
         row, column = divmod(index, columns)
         weight, gaps = axes[2 * row, column], axes[2 * row + 1, column]
         for algorithm in algorithms:
-            entries = [e for e in study.of(algorithm, task) if GATE[0] in e.run.metrics]
+            entries = [e for e in study.drawn(algorithm, task) if GATE[0] in e.run.metrics]
             if not entries:
                 continue
             colour, _, _ = style(study, algorithm)

@@ -23,6 +23,7 @@ BESIDES |= {"max_hours", "evaluate", "save_replay", "save_dataset", "buffer_cpu_
 BESIDES |= {"env_deadline", "env_crash_limit", "seeds"}
 PROTOCOL = ("test_nepisode", "test_interval", "test_greedy", "test_epsilon")
 BESIDES |= set(PROTOCOL)
+REPEATED = "repeated later"  # why a run is not scored of which there is a newer one with the same seed
 UNEQUAL = 0.05  # budgets that differ by more than this share are called so
 
 
@@ -62,6 +63,10 @@ class Study:
 
     def of(self, algorithm: str | None = None, task: str | None = None) -> list[Entry]:
         return [e for e in self.entries if algorithm in (None, e.algorithm) and task in (None, e.task)]
+
+    def drawn(self, algorithm: str, task: str) -> list[Entry]:
+        """All but those that were repeated: they would be drawn twice."""
+        return [entry for entry in self.of(algorithm, task) if entry.why != REPEATED]
 
     def scores(self, algorithm: str, task: str) -> np.ndarray:
         """Of the runs that have one, as they were logged."""
@@ -205,7 +210,7 @@ def _drop_repeated(entries: list[Entry]) -> list[Entry]:
     newest = {(e.algorithm, e.task, e.seed): e for e in entries if e.is_scored}  # sorted: the last is the newest
     return [
         e if not e.is_scored or newest[e.algorithm, e.task, e.seed] is e
-        else Entry(e.run, e.algorithm, e.task, e.seed, np.nan, "repeated later")
+        else Entry(e.run, e.algorithm, e.task, e.seed, np.nan, REPEATED)
         for e in entries
     ]  # fmt: skip
 
@@ -237,6 +242,10 @@ def _evaluations(count: int) -> list[str]:
 def _notes(study: Study) -> list[str]:
     notes = []
     unscored = Counter(entry.why for entry in study.entries if not entry.is_scored)
+    if repeated := unscored.pop(REPEATED, 0):
+        notes.append(
+            f"Of several complete runs with the same seed only the newest counts; left out: {_runs(repeated)}."
+        )
     if unscored:
         kinds = ", ".join(f"{count} {why}" for why, count in sorted(unscored.items()))
         notes.append(

@@ -158,6 +158,10 @@ def test_what_is_there_twice_counts_once(results):
     found = study(results)
     assert len(found.scores("iql", "decoy")) == 2
     assert [entry.run.place for entry in found.entries if entry.why == "repeated later"] == ["results/sacred/1"]
+    assert [entry.run.place for entry in found.drawn("iql", "decoy")] == ["results/sacred/9", "results/sacred/2"]
+    notes = "\n".join(found.notes)
+    assert "with the same seed only the newest counts; left out: 1 run." in notes
+    assert "Without a score" not in notes
 
 
 def test_returns_need_bounds(results, capsys):
