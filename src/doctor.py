@@ -30,7 +30,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from utils.arguments import Parser
+from utils.arguments import Parser, say
 from utils.cores import core_count
 from utils.credentials import masked, names_mongo
 from utils.errors import UserError
@@ -182,10 +182,7 @@ def main(argv: list[str]) -> int:
         text = json.dumps(as_json(rows, case, title), indent=2)
     else:
         text = format_rows(rows, title, min(shutil.get_terminal_size((120, 0)).columns, 120))
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # who reads it has seen enough; Python must not write the rest at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    say(text)
     return int(any(row.fails for row in rows))
 
 

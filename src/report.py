@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reporting.runs import Run, read_folders, read_mongo
 from reporting.study import assemble
-from utils.arguments import Parser
+from utils.arguments import Parser, say
 from utils.errors import UserError
 from utils.mongo import locate
 
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    print(text)
+    say(text)
     print(f"Read in {time.monotonic() - started:.1f} s: {options.out / 'report.html'}", file=sys.stderr)
     return 0
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from doctor import read_config
-from utils.arguments import Parser
+from utils.arguments import Parser, say
 from utils.attempts import CONTROL_C, SHOWN, TRY_AGAIN, Order, checksum_of_source, finished, newest_step
 from utils.cluster import Cluster
 from utils.differences import differences
@@ -150,7 +150,7 @@ def main(argv: list[str]) -> int:
         plan = read_plan(argv[1:])
         look_up(plan)
         if plan.options.dry_run:
-            print(describe(plan))
+            say(describe(plan))
             return 0
         if all(run.state == DONE for run in plan.runs):
             print(f"All {len(plan.runs)} runs are complete; nothing is left to do\n\n{format_groups(plan.runs)}")

@@ -252,8 +252,12 @@ def _notes(study: Study) -> list[str]:
             f"Without a score, and so in no statistic: {unscored.total()} of {_runs(len(study.entries))} ({kinds}). "
             "If they ended for what the algorithm did, its numbers flatter it."
         )
+    tasks_of: dict[str, list[str]] = {}  # the tasks of which the same is to be said
     for task in study.tasks:
-        notes += _notes_on(study, task)
+        for note in _notes_on(study, task):
+            tasks_of.setdefault(note, []).append(task)
+    every = study.tasks if len(study.tasks) > 1 else []
+    notes += [f"{'every task' if tasks == every else ', '.join(tasks)}: {note}" for note, tasks in tasks_of.items()]
     lacking = [a for a in study.algorithms if a not in study.comparable(study.common_tasks)]
     if lacking and len(study.common_tasks) > 1:
         notes.append(
@@ -281,17 +285,17 @@ def _notes_on(study: Study, task: str) -> list[str]:
     everyone = set().union(*seeds.values())
     for algorithm, mine in sorted(seeds.items()):
         if missing := sorted(everyone - mine):
-            notes.append(f"{task}: {algorithm} lacks seed {_list(missing)}, which others have.")
+            notes.append(f"{algorithm} lacks seed{'s' * (len(missing) > 1)} {_list(missing)}, which others have.")
     if budgets := _differing(f"{entry.run.config['t_max']:,}" for entry in entries):
-        notes.append(f"{task}: budgets differ, t_max is {budgets}.")
+        notes.append(f"budgets differ, t_max is {budgets}.")
     ends = [entry.run.last_step for entry in entries if entry.is_scored]
     if ends and max(ends) > (1 + UNEQUAL) * min(ends) and not budgets:
-        notes.append(f"{task}: complete runs end between step {min(ends):,} and {max(ends):,}.")
+        notes.append(f"complete runs end between step {min(ends):,} and {max(ends):,}.")
     for key in PROTOCOL:
         if values := _differing(f"{entry.run.config.get(key)}" for entry in entries):
-            notes.append(f"{task}: tests differ, {key} is {values}.")
+            notes.append(f"tests differ, {key} is {values}.")
     infinite = [e for e in entries if not np.isfinite(e.run.metrics.get(study.metrics[task], ((), [0.0]))[1]).all()]
-    notes += [f"{task}: {e.algorithm}, seed {e.seed}, has logged values that are not finite." for e in infinite]
+    notes += [f"{e.algorithm}, seed {e.seed}, has logged values that are not finite." for e in infinite]
     return notes
 
 

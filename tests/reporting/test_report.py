@@ -1,11 +1,14 @@
 """Reports of real runs, and of runs that went wrong in every way."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,6 +148,11 @@ def test_missing_seeds_budgets_and_tests_are_said(results):
         "handshake: tests differ, test_nepisode is 4 (3 runs), 8 (1 run).",
     ):
         assert said in notes
+    edit(results, 2, "config.json", seed=1)
+    for number in (3, 7):
+        edit(results, number, "config.json", seed=9)
+    notes = "\n".join(study(results).notes)
+    assert "every task: greedy_qmix lacks seed 0, which others have." in notes
     shutil.rmtree(results / "sacred/7")
     shutil.rmtree(results / "sacred/8")
     found = study(results)
@@ -256,7 +264,19 @@ def test_the_same_runs_give_the_same_pictures(results):
     assert draw() == first
 
 
-def test_algorithms_differ_in_more_than_colour(results):
-    found = study(results)
-    styles = [pictures.style(found, name) for name in found.algorithms]
-    assert len({dash for _, dash, _ in styles}) == len({point for _, _, point in styles}) == len(styles)
+def test_algorithms_differ_in_more_than_colour():
+    names = [f"{number:02}" for number in range(20)]
+    styles = [pictures.style(SimpleNamespace(algorithms=names), name) for name in names]
+    assert len({dash for _, dash, _ in styles[:4]}) == len({point for _, _, point in styles[:4]}) == 4
+    assert len(set(styles)) == len({(colour, dash) for colour, dash, _ in styles}) == len(names)
+
+
+def test_whoever_reads_may_have_seen_enough(results):
+    """A page whose reader, such as `head -1`, has gone is there all the same."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, f"{Path(report.__file__)}", f"{results / 'sacred/1'}", "--out=out"]
+    with os.fdopen(writer, "wb") as out:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, timeout=100)
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[-1].endswith("report.html")
