@@ -9,13 +9,12 @@ a 95% interval of the stratified bootstrap: seeds are drawn again within each ta
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from greed import SETTINGS as GREED_SETTINGS
-from jobs import PUBLISHED, ROOT, Job, machine, run_jobs, summarise_tasks
+from jobs import PUBLISHED, ROOT, Job, positive, publish, run_jobs, summarise_tasks
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,8 @@ CHOICES: dict[str, dict[str, tuple[str, dict]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="greed_games", choices=list(ENVIRONMENTS))
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
-    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--seeds", type=positive, default=5, help="number of seeds")
+    parser.add_argument("--workers", type=positive, default=2, help="processes, of one thread each")
     parser.add_argument("--choices", nargs="+", default=list(CHOICES), choices=list(CHOICES))
     args = parser.parse_args()
 
@@ -124,10 +123,8 @@ def main() -> None:
             table[f"{choice}: {option}"] = summarise_tasks(
                 {task: [score(r, environment) for r in found] for task, found in by_task.items()}
             )
-    PUBLISHED.mkdir(parents=True, exist_ok=True)
     settings = vars(args) | {"tasks": environment.tasks, "metric": environment.metric, "tests": environment.tests}
-    report = {"settings": settings, "machine": machine(), "table": table}
-    (PUBLISHED / f"ablation_{args.env}.json").write_text(json.dumps(report, indent=1) + "\n")
+    publish(f"ablation_{args.env}", settings, records, table=table)
     draw(table, environment.metric, f"{args.env}, {args.seeds} seeds", PUBLISHED / f"ablation_{args.env}.png")
     print(as_markdown(table, environment.metric))
 

@@ -1,5 +1,6 @@
 """The benchmarks' own code: a run of a sweep, that all variants load, and that what measures finds positive numbers."""
 
+import argparse
 import importlib
 import json
 import math
@@ -33,6 +34,62 @@ def test_a_run_of_a_sweep(module):
     assert math.isfinite(jobs.last(record, "test_return_mean"))
     bad = jobs.Job("group", "method", "qmix", "matrix_games", (("env_args.game", "chess"),), seed=3)
     assert "chess" in jobs._run(bad)["error"]  # counted, not raised
+
+
+def test_a_wrong_configuration_ends_a_sweep_before_it_starts(module, tmp_path):
+    jobs = module("jobs")
+    good = jobs.Job("group", "method", "qmix", "matrix_games", (), 0)
+    bad = jobs.Job("group", "method", "qmix", "matrix_games", (("lrr", 0.1),), 0)
+    with pytest.raises(SystemExit, match="lrr"):
+        jobs.run_jobs([good, bad], tmp_path / "runs.jsonl", workers=1)
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "3", "3"], "different"),
+        (["--seeds", "-1"], "from 0 on"),
+        (["--with", "lr=0.1"], "lr is what is tuned"),
+        (["--with", "t_max"], "write key=value"),
+        (["--with", "t_mxa=1"], "t_max"),
+        (["--env-config", "smacks"], "smax"),
+    ],
+)
+def test_what_tuning_refuses(table_of, module, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.setattr(module("tuning"), "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        table_of("tuning", *arguments)
+
+
+def test_counts_are_at_least_one(module):
+    positive = module("jobs").positive
+    assert positive("3") == 3
+    for text in ("0", "-1", "two", ""):
+        with pytest.raises(argparse.ArgumentTypeError):
+            positive(text)
+
+
+def test_overrides_are_read_as_the_program_reads_them(module):
+    found = module("jobs").read_overrides(["gate.metric=cert", "lr=0.1", "env_args.map_name=3m", "lr_finish=None"])
+    assert found == {"gate.metric": "cert", "lr": 0.1, "env_args.map_name": "3m", "lr_finish": None}
+
+
+def test_answers_to_other_questions_stay(module, monkeypatch, tmp_path):
+    questions, jobs = module("questions"), module("jobs")
+    for owner in (questions, jobs):
+        monkeypatch.setattr(owner, "PUBLISHED", tmp_path)
+    made = {"metrics": {questions.RETURN: [[1, 1.0]]}, "commit": "c"}
+    monkeypatch.setattr(
+        questions, "run_jobs", lambda jobs, *_: [made | {"group": job.group, "method": job.method} for job in jobs]
+    )
+    for question, seeds in (("e8", "2"), ("e9", "3")):
+        monkeypatch.setattr(sys, "argv", ["questions.py", "--questions", question, "--seeds", seeds])
+        questions.main()
+    found = json.loads((tmp_path / "questions.json").read_text())
+    assert {name: answer["settings"]["seeds"] for name, answer in found.items()} == {"e8": 2, "e9": 3}
+    assert found["e8"]["commits_of_runs"] == ["c"]
+    assert found["e8"]["table"]["8 units"]["normalised return"]["values"] == [1.0, 1.0]
 
 
 def test_every_ablation_loads(module):
