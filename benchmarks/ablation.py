@@ -12,8 +12,8 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import greed
 import numpy as np
-from greed import SETTINGS as GREED_SETTINGS
 from jobs import PUBLISHED, ROOT, Job, positive, publish, run_jobs, summarise_tasks
 
 
@@ -24,21 +24,10 @@ class Environment:
     tests: int  # the last ones whose mean is a run's score
 
 
-def _greed(game: str, knob: float) -> dict:
-    return {"env_args.game": game, "env_args.kappa": knob, **GREED_SETTINGS}
-
-
+HARD = {"decoy": 1.0, "handshake": 1.0, "bridge": 1.0, "mirage": 0.75, "redundant": 1.0, "replay": 0.1}  # and knob
 ENVIRONMENTS = {
     "greed_games": Environment(
-        tasks={
-            "decoy 1": _greed("decoy", 1.0),
-            "handshake 1": _greed("handshake", 1.0),
-            "bridge 1": _greed("bridge", 1.0) | {"env_args.n_agents": 3},
-            "mirage 0.75": _greed("mirage", 0.75),
-            "redundant 1": _greed("redundant", 1.0),
-            "replay 0.1": _greed("replay", 0.0)
-            | {"env_args.kappa": None, "action_selector": "one_at_a_time", "epsilon_start": 0.1, "epsilon_finish": 0.1},
-        },
+        tasks={f"{game} {knob:g}": greed.setting(game, knob) for game, knob in HARD.items()},
         metric="test_normalised_return_mean",
         tests=1,
     ),
@@ -52,7 +41,7 @@ ENVIRONMENTS = {
 SEPARATE = {"heads.utilities": "separate", "mac": "gated_mac", "gate.acts_on": "none", "heads.act": "global"}
 MEASURED = {"gate.metric": "realised", "gate.realised": "is", "gate.min_rows": 1, "gate.ema": 0.9}
 STORED = {"behaviour.source": "stored"}
-# choice -> option -> (config, overrides); the first option of each choice is the preset itself.
+# choice -> option -> (config, overrides); the first of all is the preset that the others change.
 CHOICES: dict[str, dict[str, tuple[str, dict]]] = {
     "algorithm": {
         "greedy_qmix": ("greedy_qmix", {}),

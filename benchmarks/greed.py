@@ -85,14 +85,20 @@ def main() -> None:
     print(as_markdown(table, args.methods))
 
 
-def overrides(game: str, knob: float, method: str, data: str, extra: dict) -> tuple:
+def setting(game: str, knob: float) -> dict:
+    """The keys of a game whose knob is set."""
     chosen: dict = {"env_args.game": game, "env_args.kappa": knob, **SETTINGS}
     if game in AGENTS:
         chosen["env_args.n_agents"] = AGENTS[game]
     if game == "replay":
         chosen |= {"env_args.kappa": None, "action_selector": "one_at_a_time"}
         chosen |= {"epsilon_start": knob, "epsilon_finish": knob}
-    elif data == "own":
+    return chosen
+
+
+def overrides(game: str, knob: float, method: str, data: str, extra: dict) -> tuple:
+    chosen = setting(game, knob)
+    if data == "own" and game != "replay":
         chosen |= {"epsilon_start": 0.3, "epsilon_finish": 0.3, "buffer_size": 512}
     chosen |= METHODS[method][1] | extra
     return tuple(sorted(chosen.items()))
