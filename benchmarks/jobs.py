@@ -141,7 +141,7 @@ def ask_fresh(script: str, what: Mapping[str, object], environment: Mapping[str,
     """What `script --worker JSON` prints as a line of JSON in a process of its own; {"error": ...} if it fails."""
     waiting = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # as src/main.py has it
     command = [sys.executable, script, "--worker", json.dumps(what)]
-    env = os.environ | waiting | (environment or {})
+    env = os.environ | waiting | dict(environment or {})
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
     return failure(done) if done.returncode or not answers else json.loads(answers[-1])
