@@ -154,14 +154,14 @@ def draw(table: dict, metric: str, title: str, path) -> None:
 def as_markdown(table: dict, metric: str) -> str:
     tasks = list(next(iter(table.values()))["tasks"])
     columns = tasks if len(tasks) > 1 else []
-    head = ["choice", "option", metric, "95% interval", "runs", *columns]
+    head = ["choice", "option", metric, "95% interval", *columns]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, found in table.items():
         choice, option = name.split(": ")
         failed = f" ({found['failed']} failed)" if found["failed"] else ""
-        interval = f"[{found['low']:.2f}, {found['high']:.2f}]"
+        interval = f"[{found['low']:.2f}, {found['high']:.2f}]{failed}"
         means = [f"{found['tasks'].get(task, float('nan')):.2f}" for task in columns]
-        cells = [choice, option, f"{found['iqm']:.2f}", interval, f"{found['runs']}{failed}", *means]
+        cells = [choice, option, f"{found['iqm']:.2f}", interval, *means]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

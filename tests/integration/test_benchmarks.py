@@ -1,10 +1,13 @@
-"""The benchmarks' own code: a run of a sweep, that all variants load, and that what measures finds positive numbers."""
+"""The benchmarks' own code: a run of a sweep, that all variants load, that the page says what was published, and that
+what measures finds positive numbers."""
 
 import argparse
 import importlib
 import json
 import math
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ import torch
 
 from config.schema import load
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
@@ -90,6 +94,34 @@ def test_answers_to_other_questions_stay(module, monkeypatch, tmp_path):
     assert {name: answer["settings"]["seeds"] for name, answer in found.items()} == {"e8": 2, "e9": 3}
     assert found["e8"]["commits_of_runs"] == ["c"]
     assert found["e8"]["table"]["8 units"]["normalised return"]["values"] == [1.0, 1.0]
+
+
+def tables(module, name: str) -> Iterator[str]:
+    """What the benchmark prints of what it has published."""
+    report = json.loads((ROOT / "results" / "published" / f"{name}.json").read_text())
+    if name == "main_job":
+        yield module("learning").as_markdown(report["runs"], report["settings"]["goal"])
+    elif name == "greed_games":
+        yield module("greed").as_markdown(report["table"], report["settings"]["methods"])
+    elif name.startswith("ablation"):
+        yield module("ablation").as_markdown(report["table"], report["settings"]["metric"])
+    elif name == "questions":
+        yield from (module("questions").as_markdown(key, report[key]["table"]) for key in report if key != "e5")
+    else:
+        yield module("curves").as_markdown(report["table"])
+
+
+@pytest.mark.parametrize(
+    "name", ["main_job", "greed_games", "ablation_greed_games", "ablation_smax", "questions", "curves", "stag_hunt"]
+)
+def test_the_page_says_what_was_published(module, name):
+    def alike(text: str) -> list[str]:
+        return re.sub(r"(?<!\d)0\.", ".", text).splitlines()
+
+    page = set(alike((ROOT / "docs" / "experiments.md").read_text()))
+    rows = [row for table in tables(module, name) for row in alike(table.strip())[2:]]
+    assert len(rows) >= 3
+    assert [row for row in rows if row not in page] == []
 
 
 def test_every_ablation_loads(module):
