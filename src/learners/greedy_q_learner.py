@@ -300,7 +300,8 @@ class GreedyQLearner(GreedyTerms, QLearner):
         v_c = InStates(self.target_mixer, step.state[:, 1:], step.mask)(utilities)
         if self.cfg.gate.target == "own":
             return v_i, v_c
-        gated = gate.gated_value(self._team(v_i), v_c, self.cfg.gate.target, self.weights, self.excess_ema)
+        excess = (self.excess_ema, self.excess_known)
+        gated = gate.gated_value(self._team(v_i), v_c, self.cfg.gate.target, self.weights, *excess)
         return gated.expand_as(v_i), gated
 
     def _utility_values(self, head: int, q, target_q, avail) -> torch.Tensor:
