@@ -124,6 +124,15 @@ def test_the_page_says_what_was_published(module, name):
     assert [row for row in rows if row not in page] == []
 
 
+@pytest.mark.parametrize("name", ["first_smax"])
+def test_the_page_says_what_a_report_says(name):
+    page = (ROOT / "docs" / "experiments.md").read_text()
+    report = (ROOT / "results" / "published" / name / "report.md").read_text()
+    (table,) = re.findall(r"## (?:Each task|Scores)\n\n(.*?)\n\n", report, flags=re.DOTALL)
+    assert len(table.splitlines()) > 3
+    assert table in page
+
+
 def test_every_ablation_loads(module):
     ablation, nested = module("ablation"), module("jobs").nested
     for env, environment in ablation.ENVIRONMENTS.items():
