@@ -91,7 +91,7 @@ class _Bound:
         return self.network(*given, self.states)
 
     def counterfactual(self, *given: torch.Tensor) -> torch.Tensor:
-        own = getattr(self.network, "counterfactual", partial(counterfactual_q_tot, self.network))
+        own: Callable = getattr(self.network, "counterfactual", partial(counterfactual_q_tot, self.network))
         return own(*given, self.states)
 
     def deviation(self, *given: torch.Tensor) -> torch.Tensor:
