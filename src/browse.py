@@ -17,7 +17,7 @@ from xml.etree.ElementTree import Element
 from utils.arguments import Parser
 from utils.errors import UserError
 from utils.plots import PANELS
-from utils.record import commit_of, find_runs
+from utils.record import commit_of, find_runs, status_of
 
 HELP = """Write a page of the runs below a folder of results: configurations, final metrics, curves and pictures.
 
@@ -41,13 +41,14 @@ STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; margin: 1.5em; color: #222; background: #fff; }
 h1 { font-size: 1.3em; margin: 0 0 .3em; }
 input { font: inherit; padding: .3em .6em; width: 28em; max-width: 90%; margin: .6em 0; }
-.row, summary { display: grid; grid-template-columns: 4em 7em 11em 1fr 5em 8em 8em 8em 11em; gap: .6em; }
+.row, summary { display: grid; grid-template-columns: 12em 7em 10em 1fr 3em 7em 8em 7em 10em; gap: 1em; }
 .row { font-weight: 600; border-bottom: 2px solid #444; padding: .3em 1.2em; }
 summary { padding: .3em 1.2em; border-bottom: 1px solid #ddd; cursor: pointer; list-style: none; }
 summary:hover, details[open] > summary { background: #f2f6fa; }
 summary span, .row span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
-.COMPLETED { color: #1a7f37; } .FAILED { color: #c1121f; } .RUNNING { color: #0969da; } .INTERRUPTED { color: #b35900; }
+.COMPLETED { color: #1a7f37; } .FAILED, .KILLED { color: #c1121f; } .RUNNING { color: #0969da; }
+.INTERRUPTED { color: #b35900; }
 .run { padding: .8em 1.2em 1.6em; border-bottom: 1px solid #ddd; }
 .curves { display: flex; flex-wrap: wrap; gap: 1em; }
 img { max-width: 100%; border: 1px solid #ddd; margin: .4em 0; display: block; }
@@ -76,10 +77,14 @@ class Run:
     def __post_init__(self):
         self.record = read(self.folder / "run.json")
         self.config = read(self.folder / "config.json")
-        self.metrics = {
-            name: [point for point in zip(one["steps"], one["values"], strict=False) if all(map(is_finite, point))]
-            for name, one in read(self.folder / "metrics.json").items()
-        }
+        self.metrics = {name: points_of(one) for name, one in read(self.folder / "metrics.json").items()}
+
+    @property
+    def state(self) -> str:
+        try:
+            return f"{status_of(self.record)}"
+        except (KeyError, TypeError, ValueError):
+            return f"{self.record.get('status', '?')}"
 
     @property
     def final(self) -> dict[str, float]:
@@ -174,7 +179,7 @@ def render(runs: list[Run], results: Path, embed: bool = False) -> str:
             tag("h1", f"{count(runs)} in {results}"),
             tag("input", type="search", placeholder="words of a run or its configuration"),
             tag("div", *(tag("span", name, class_=align(i)) for i, name in enumerate(head)), class_="row"),
-            *(show(run, results, embed) for run in newest),
+            *(try_to_show(run, results, embed) for run in newest),
             tag("script", SCRIPT),
         ),
         lang="en",
@@ -182,17 +187,31 @@ def render(runs: list[Run], results: Path, embed: bool = False) -> str:
     return "<!DOCTYPE html>\n" + ElementTree.tostring(page, encoding="unicode", method="html")
 
 
+def try_to_show(run: Run, results: Path, embed: bool) -> Element:
+    """`show`, or a line that says why not."""
+    try:
+        return show(run, results, embed)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        name = run.folder.relative_to(results)
+        return tag("p", f"{name}: not a whole record of a run ({type(error).__name__}: {error})", class_="FAILED")
+
+
 def show(run: Run, results: Path, embed: bool) -> Element:
     """One run: a row, and what opens below it."""
-    name = f"{run.folder.relative_to(results)}"
-    state = f"{run.record.get('status', '?')}"
-    final = run.final
-    cells = [run.folder.name, state, f"{run.config.get('name', '?')}", run.environment, f"{run.config.get('seed', '')}"]
+    folder, state, final = run.folder.relative_to(results), run.state, run.final
+    # Of sweeps/NAME/RUN/sacred/1 what tells runs apart.
+    short = "/".join(part for part in folder.parts if part not in ("sacred", "sweeps")) or run.folder.name
+    cells = [short, state, f"{run.config.get('name', '?')}", run.environment, f"{run.config.get('seed', '')}"]
     cells += [f"{run.steps:,.0f}", *(number(final.get(key)) for key in SHOWN.values())]
     cells.append(f"{run.record.get('start_time', '')}"[:16].replace("T", " "))
     host = run.record.get("host", {})
     gpus = ", ".join(f"{gpu.get('model', gpu)}" for gpu in (host.get("gpus") or {}).get("gpus", []))
-    facts = {"folder": name, "duration": run.duration, "host": host.get("hostname"), "processor": host.get("cpu")}
+    facts = {
+        "folder": f"{folder}",
+        "duration": run.duration,
+        "host": host.get("hostname"),
+        "processor": host.get("cpu"),
+    }
     facts |= {"GPU": gpus, "commit": run.commit}
     trace = "".join(run.record.get("fail_trace") or [])
     body = tag(
@@ -282,6 +301,14 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def points_of(metric: Any) -> list[tuple[float, float]]:
+    """The finite points of what metrics.json says of a metric."""
+    try:
+        return [point for point in zip(metric["steps"], metric["values"], strict=False) if all(map(is_finite, point))]
+    except (KeyError, TypeError):
+        return []
 
 
 def is_finite(value: Any) -> bool:

@@ -30,7 +30,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from utils.arguments import Parser
+from utils.arguments import Parser, say
 from utils.cores import core_count
 from utils.credentials import masked, names_mongo
 from utils.errors import UserError
@@ -182,10 +182,7 @@ def main(argv: list[str]) -> int:
         text = json.dumps(as_json(rows, case, title), indent=2)
     else:
         text = format_rows(rows, title, min(shutil.get_terminal_size((120, 0)).columns, 120))
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # who reads it has seen enough; Python must not write the rest at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    say(text)
     return int(any(row.fails for row in rows))
 
 
@@ -381,14 +378,26 @@ def probe_mongo(_config) -> dict[str, Any]:
         ) from None
 
 
-def probe_run(config) -> dict[str, Any]:
-    """Build the run but for its replay and its runner, and let the learner make an update on random episodes."""
-    from envs import REGISTRY as env_REGISTRY
+def probe_environment(config) -> dict[str, Any]:
+    """Whether the run's environment can be built."""
+    environment_info(config)
+    return {}
+
+
+def environment_info(config) -> dict[str, Any]:
+    """Build the run's environment; what it says of itself."""
+    from envs import REGISTRY
     from utils.registry import resolve
 
-    env: Any = resolve("env", config["env"], env_REGISTRY)(**config["env_args"])
+    env: Any = resolve("env", config["env"], REGISTRY)(**config["env_args"])
     info = {**env.get_env_info()}
     env.close()
+    return info
+
+
+def probe_run(config) -> dict[str, Any]:
+    """Build the run but for its replay and its runner, and let the learner make an update on random episodes."""
+    info = environment_info(config)
     worker_bytes = resident_bytes()  # as much as a worker process holds
 
     import torch
@@ -398,6 +407,7 @@ def probe_run(config) -> dict[str, Any]:
     from run import Experiment
     from runners import REGISTRY as runner_REGISTRY
     from utils.logging import Logger
+    from utils.registry import resolve
 
     # In place of the runner.
     runner = SimpleNamespace(batch_size=1, t_env=0, get_env_info=lambda: info, setup=lambda *_: None)
@@ -482,6 +492,7 @@ PROBES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "smac": probe_smac,
     "smacv2": probe_smacv2,
     "mongo": probe_mongo,
+    "environment": probe_environment,
     "run": probe_run,
 }
 

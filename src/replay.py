@@ -36,6 +36,8 @@ has a method `scene` (docs/reports.md).
 Exit code: 0 done, 1 failed, 2 bad input, 130 interrupted.
 """
 
+LIMITS = {"episodes": (1, 10_000), "seed": (0, 2_000_000_000), "step": (0, 10**15), "fps": (0.1, 100)}
+
 
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit code."""
@@ -53,9 +55,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"))
     try:
         options = parser.parse_args(argv[1:])
-        for name in ("episodes", "fps"):
-            if not getattr(options, name) > 0:
-                raise UserError(f"--{name}={getattr(options, name)}: give a number above 0")
+        for name, (least, most) in LIMITS.items():
+            value = getattr(options, name)
+            if value is not None and not least <= value <= most:
+                raise UserError(f"--{name}={value}: give a number from {least:,} to {most:,}")
         config, name = find(options.run, options.results)
         if options.seed is not None:
             config["seed"] = config["env_args"]["seed"] = options.seed
@@ -89,8 +92,9 @@ def find(place: str, results: Path) -> tuple[dict[str, Any], str]:
     if not folder.is_dir():
         folder = results / "models" / place
     if not folder.is_dir():
-        near = sorted(path.name for path in folder.parent.iterdir()) if folder.parent.is_dir() else []
-        hint = f"{folder.parent} holds {', '.join(near[-5:])}" if near else f"there is no {folder.parent}"
+        home = results / "models" if Path(place).name == place else Path(place).parent
+        near = sorted(path.name for path in home.iterdir()) if home.is_dir() else []
+        hint = f"{home} holds {', '.join(near[-5:])}" if near else f"there is nothing in {home}"
         raise UserError(f"{place}: no such run; {hint} (runs save models with save_model=True)")
     found = open_run(folder.parent.parent / "checkpoints" / folder.name)
     if found is None:

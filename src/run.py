@@ -796,7 +796,8 @@ def new_folder(args) -> Path:
 
 def _outcome(watched: Watched) -> str:
     """How an episode ended, in words."""
-    words = [f"{len(watched.rewards)} steps", f"return {sum(watched.rewards):.2f}"]
+    count = len(watched.rewards)
+    words = [f"{count} step{'s' * (count != 1)}", f"return {sum(watched.rewards):.2f}"]
     if "battle_won" in watched.info:
         words.append("won" if watched.info["battle_won"] else "not won")
     return ", ".join(words) + (" (time is up)" if watched.info.get("episode_limit") else "")

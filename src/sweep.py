@@ -19,15 +19,18 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from doctor import read_config
-from utils.arguments import Parser
+from doctor import GAMES, read_config, run_probe
+from utils.arguments import Parser, say
 from utils.attempts import CONTROL_C, SHOWN, TRY_AGAIN, Order, checksum_of_source, finished, newest_step
 from utils.cluster import Cluster
+from utils.cores import core_count
 from utils.differences import differences
 from utils.errors import UserError
 from utils.logging import get_logger
@@ -55,7 +58,8 @@ HELP = """Train every algorithm on every map with every seed, as many at a time 
   --retries=N            how often a run that was cut is tried again without having come further (3)
   --dry-run              only say what would be done
 
-Nothing starts before every configuration has been checked. Runs that were killed, and those whose machine was lost, go
+Nothing starts before every configuration has been checked and every map was found; of StarCraft II, which only the
+nodes may have, the runs say it. Runs that were killed, and those whose machine was lost, go
 on from their last checkpoint. The same command may be given again at any time: complete runs are left alone, those that
 were cut go on, those that failed are tried again. Ctrl-C and SIGTERM stop the runs with checkpoints.
 FOLDER/sweep.json says what became of each run. It needs Ray: pip install -r requirements-ray.txt
@@ -149,8 +153,9 @@ def main(argv: list[str]) -> int:
     try:
         plan = read_plan(argv[1:])
         look_up(plan)
+        try_environments(plan)
         if plan.options.dry_run:
-            print(describe(plan))
+            say(describe(plan))
             return 0
         if all(run.state == DONE for run in plan.runs):
             print(f"All {len(plan.runs)} runs are complete; nothing is left to do\n\n{format_groups(plan.runs)}")
@@ -334,6 +339,20 @@ def look_up(plan: Plan) -> None:
                 )
 
 
+def try_environments(plan: Plan) -> None:
+    """Build the environments that are to be trained in, in processes of their own: they would hold a GPU's memory.
+
+    Raises:
+        UserError: there is no such map, or the environment refuses something else.
+    """
+    todo = {(run.env_config, run.map): run for run in plan.runs if run.state != DONE}
+    configs = [config for config in map(plan.config_of, todo.values()) if config["env"] not in GAMES]
+    with ThreadPoolExecutor(core_count()) as pool:
+        for found in pool.map(partial(run_probe, "environment"), configs):
+            if found.get("users_fault"):
+                raise UserError(found["error"])
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """What sweep.json says; empty if there is none.
 
@@ -343,7 +362,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / "sweep.json").read_text())
         return found if isinstance(found["runs"], dict) else {}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -363,7 +382,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a")
     except OSError as error:
-        raise UserError(f"--results={folder}: {error.strerror}") from error
+        raise UserError(f"--results={folder}: cannot be written to ({error.strerror}); name another folder") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -523,8 +542,6 @@ class Board:
         self.plan = plan
         self.log = get_logger()
         self.started = time.monotonic()
-        self.seconds_before = sum(run.seconds for run in plan.runs)
-        self.todo = sum(run.state != DONE for run in plan.runs)
         self._terminal = sys.__stdout__ if sys.__stdout__ is not None and sys.__stdout__.isatty() else None
         self._lines = 0  # of the table that is shown
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -108,6 +109,42 @@ def test_what_is_damaged_counts_as_empty(tmp_path, name, content):
     write(tmp_path / "sacred/2")
     assert browse.main(["browse.py", f"{tmp_path}"]) == 0
     assert "2 runs" in Page(tmp_path / "index.html").text
+
+
+@pytest.mark.parametrize(
+    "metrics", [{"return_mean": 3}, {"return_mean": []}, {"return_mean": {"steps": 1, "values": 2}}, {"a": {}}]
+)
+def test_a_damaged_metric_counts_as_empty(tmp_path, metrics):
+    write(tmp_path / "sacred/1", metrics=metrics)
+    assert browse.main(["browse.py", f"{tmp_path}"]) == 0
+    assert Page(tmp_path / "index.html").all("svg") == []
+
+
+@pytest.mark.parametrize("files", [{"run": {"host": 3}}, {"run": {"result": 3}}, {"config": {"env_args": [1]}}])
+def test_a_record_of_another_shape_is_named_among_the_others(tmp_path, files):
+    write(tmp_path / "sacred/1", **files)
+    write(tmp_path / "sacred/2")
+    assert browse.main(["browse.py", f"{tmp_path}"]) == 0
+    page = Page(tmp_path / "index.html")
+    assert "sacred/1: not a whole record of a run" in page.text
+    assert len([one for one in page.all("details") if "data-text" in one]) == 1
+
+
+def test_a_run_that_is_silent_is_no_longer_running(tmp_path):
+    now = f"{datetime.now(UTC).replace(tzinfo=None):%Y-%m-%dT%H:%M:%S}"
+    write(tmp_path / "sacred/1")
+    write(tmp_path / "sacred/2", run={"status": "RUNNING", "start_time": now})
+    assert browse.main(["browse.py", f"{tmp_path}"]) == 0
+    words = Page(tmp_path / "index.html").text.split()
+    assert (words.count("KILLED"), words.count("RUNNING")) == (1, 1)
+
+
+def test_runs_of_sweeps_are_told_apart(tmp_path):
+    for folder in ("sacred/3", "sweeps/games/iql__decoy__seed_0/sacred/1"):
+        write(tmp_path / folder)
+    assert browse.main(["browse.py", f"{tmp_path}"]) == 0
+    words = Page(tmp_path / "index.html").text.split()
+    assert {"3", "games/iql__decoy__seed_0/1"} <= set(words)
 
 
 def test_numbers_that_are_not_finite_are_left_out(tmp_path):

@@ -18,6 +18,7 @@ import sweep
 from sweep import CUT, DONE, FAILED, WAITING, Run
 from utils import attempts
 from utils.attempts import Order, attempt
+from utils.checkpoints import is_free
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "src/sweep.py"
@@ -118,6 +119,8 @@ def test_configurations_of_ones_own(tmp_path):
         ((*GAMES, "with", "local_results_path=x"), "the sweep decides it"),
         ((*GAMES, "--maps=penalty", "with", "env_args.game=climbing"), "give only one of them"),
         (("--configs=qmix", "--env-configs=stag_hunt", "--maps=3m"), "stag_hunt has no maps"),
+        (("--configs=qmix", "--env-configs=matrix_games", "--maps=climbing,penalt"), "did you mean 'penalty'?"),
+        ((*GAMES, "--dry-run", "with", "env_args.game=nope"), "env_args.game='nope': unknown"),
         # One of several is wrong: nothing starts.
         (("--configs=qmix,greedy_qmix", "--env-configs=matrix_games", "with", "gate.mode=hard"), "gate"),
     ],
@@ -130,8 +133,23 @@ def test_bad_input_is_one_line(argv, words, capsys, tmp_path):
 
 def test_a_file_in_the_place_of_the_results(tmp_path, capsys):
     (tmp_path / "results").write_text("")
-    assert run_sweep(*GAMES) == 2
-    assert "results" in error_line(capsys)
+    for options in ((), ("--results=results",)):
+        assert run_sweep(*GAMES, *options) == 2
+        assert "cannot be written to" in error_line(capsys)
+
+
+def test_environments_are_tried_but_for_starcrafts(monkeypatch):
+    """Each once, whatever the algorithm and the seed; not those of runs that are complete."""
+    tried = []
+    monkeypatch.setattr(sweep, "run_probe", lambda name, config: tried.append((name, config["env_args"])) or {})
+    argv = ["--configs=qmix,vdn", "--env-configs=matrix_games,sc2", "--seeds=0-1"]
+    plan = sweep.read_plan(argv)
+    sweep.try_environments(plan)
+    assert [(name, args["game"]) for name, args in tried] == [("environment", "two_step")]
+    for run in plan.runs:
+        run.state = DONE
+    sweep.try_environments(plan)
+    assert len(tried) == 1
 
 
 def test_without_ray(capsys, monkeypatch):
@@ -503,11 +521,11 @@ def test_an_attempt_that_is_ended_stops_its_run_first(end, tmp_path, monkeypatch
     monkeypatch.setattr(attempts, "REPORT", 0.0)
     found, run = attempt(order(tmp_path, STUBBORN)), tmp_path / "sweep/run"
     assert [next(found), next(found)] == [{"host": os.uname().nodename}, {"step": 1, "metrics": {}}]
-    assert not attempts.is_free(run)
+    assert not is_free(run)
     with pytest.raises(end):
         found.throw(end)
     assert (run / "stopped").read_text() == "SIGTERM"
-    assert attempts.is_free(run)
+    assert is_free(run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -640,7 +658,7 @@ def test_a_sweep_that_is_stopped(number, code, tmp_path):
     finally:
         process.kill()
     assert process.returncode == code, out
-    wait_until(lambda: attempts.is_free(run), LONG)
+    wait_until(lambda: is_free(run), LONG)
     assert re.search(r"Stopped at step \d+ \(SIGTERM\)", (run / "output.txt").read_text())
     assert attempts.newest_step(run) > 0
     if number != signal.SIGKILL:

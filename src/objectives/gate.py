@@ -178,7 +178,7 @@ def gated_value(
     """The value that both heads bootstrap on.
 
     min: min_h V_h;  soft: sum_h w_h V_h;  cert: max_h (V_h - relu(excess_h)), the certified value. Without both
-    excesses nothing is certified, and cert is min, which is what a hard gate on the gaps picks.
+    excesses nothing is certified, and cert is min.
 
     Args:
         value_independent, value_cooperative: (B, T, 1), of the team. weights, excess: (2,).

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, Rectangle
+from matplotlib.patheffects import withStroke
 
 from envs.scene import Field, Image, Payoffs, Piece, Scene
 
@@ -101,7 +102,8 @@ def _draw_piece(axis: Axes, piece: Piece, width: float) -> None:
     left, top = piece.x - bar / 2, piece.y + size + thick
     axis.add_patch(Rectangle((left, top), bar, thick, color="#cccccc", zorder=3))
     axis.add_patch(Rectangle((left, top), bar * piece.health, thick, color="#009E73", zorder=4))
-    axis.text(piece.x, piece.y - size - thick, piece.label, ha="center", va="top", fontsize=7, color=colour, zorder=5)
+    text = axis.text(piece.x, piece.y - size - thick, piece.label, ha="center", va="top", fontsize=7, color=colour)
+    text.set(zorder=7, path_effects=[withStroke(linewidth=2, foreground="white")])  # over arrows and other pieces
 
 
 def _draw_payoffs(axis: Axes, scene: Payoffs, actions: np.ndarray | None) -> None:

@@ -99,12 +99,13 @@ def draw_improvement(study: Study) -> Figure | None:
                 continue
             chances[i, j] = chance = statistics.probability_of_improvement(found[one], found[other])
             low, high = statistics.interval(statistics.probability_of_improvement, found[one], found[other])
-            dark = abs(chance - 0.5) > 0.35
+            dark = abs(chance - 0.5) > 0.3
             text = f"{chance:.2f}\n[{low:.2f}, {high:.2f}]"
             axis.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
     image = axis.imshow(chances, cmap="PuOr_r", vmin=0, vmax=1, aspect="auto")
     axis.set(xticks=range(len(names)), yticks=range(len(names)), yticklabels=names)
-    axis.set_xticklabels(names, rotation=20 if max(map(len, names)) > 12 else 0)
+    turned: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticklabels(names, **(turned if max(map(len, names)) > 12 else {}))
     axis.set(xlabel="than a run of", ylabel="a run of ... is better")
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
@@ -170,7 +171,7 @@ def draw_curves(study: Study) -> Figure | None:
     for axis, task in zip(axes.flat, study.tasks, strict=False):
         metric = study.metrics[task]
         for algorithm in study.algorithms:
-            entries = study.of(algorithm, task)
+            entries = study.drawn(algorithm, task)
             colour, _, _ = style(study, algorithm)
             for entry in entries:
                 steps, values = entry.run.metrics.get(metric, (np.empty(0), np.empty(0)))
@@ -208,7 +209,7 @@ def draw_gate(study: Study) -> Figure | None:
         row, column = divmod(index, columns)
         weight, gaps = axes[2 * row, column], axes[2 * row + 1, column]
         for algorithm in algorithms:
-            entries = [e for e in study.of(algorithm, task) if GATE[0] in e.run.metrics]
+            entries = [e for e in study.drawn(algorithm, task) if GATE[0] in e.run.metrics]
             if not entries:
                 continue
             colour, _, _ = style(study, algorithm)
@@ -238,7 +239,8 @@ def draw_gate(study: Study) -> Figure | None:
 def style(study: Study, algorithm: str):
     """The algorithm's colour, dashes and point in every picture."""
     index = study.algorithms.index(algorithm)
-    return COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)], POINTS[index % len(POINTS)]
+    other = index + index // len(COLOURS)  # where colours come again, dashes and points are others
+    return COLOURS[index % len(COLOURS)], DASHES[other % len(DASHES)], POINTS[other % len(POINTS)]
 
 
 def _faint(entries: list[Entry]) -> float:

@@ -1,8 +1,8 @@
 """The records of runs, from their folders or from MongoDB."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,13 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.mongo import Server, errors, reason
-from utils.record import commit_of, find_runs
+from utils.record import commit_of, find_runs, status_of
 
 GATE = ("gate_weight_independent", "gap_independent", "gap_cooperative")  # the gate's statistics that are drawn
-SILENT = timedelta(minutes=5)  # sacred writes a sign of life every ten seconds; who is silent for longer is dead
 FIELDS = ("config", "status", "experiment", "host", "start_time", "heartbeat", "fail_trace", "info")
 NEEDED = ("name", "env", "env_args", "seed", "t_max")  # keys without which it is no run of this project
-# What became of a run, by sacred's word for it.
-STATUSES = {"COMPLETED": "complete", "FAILED": "failed", "INTERRUPTED": "stopped", "TIMEOUT": "stopped"}
+# What became of a run, by its record's word for it; others are said as they are.
+STATUSES = {"COMPLETED": "complete", "INTERRUPTED": "stopped", "TIMEOUT": "stopped"}
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: arrays do not compare to one truth value
@@ -30,6 +29,7 @@ class Run:
     metrics: dict[str, tuple[np.ndarray, np.ndarray]]  # name -> steps, values; of tests and of the gate
     commit: str  # the first digits, with + if files had been changed; "unknown"
     versions: str
+    machine: str  # processor and GPUs
     started: str
     error: str  # the last line of what it failed with
 
@@ -91,13 +91,16 @@ def _shown(folder: Path) -> str:
 
 def _run(place: str, record: dict[str, Any], config: dict[str, Any], metrics: dict[str, Any]) -> Run:
     experiment, trace = record.get("experiment", {}), record.get("fail_trace") or [""]
+    host = record.get("host", {})
     commit, is_changed = commit_of(record)
-    versions = [f"Python {record.get('host', {}).get('python_version', '?')}", *experiment.get("dependencies", [])]
+    status = status_of(record)
+    versions = [f"Python {host.get('python_version', '?')}", *experiment.get("dependencies", [])]
+    gpus = Counter(gpu["model"] for gpu in host.get("gpus", {}).get("gpus", []))
     if missing := [key for key in NEEDED if key not in config]:
         raise ValueError(f"its configuration lacks {', '.join(missing)}")
     return Run(
         place=place,
-        status=_status(record),
+        status=STATUSES.get(status, status.lower()),
         config=config,
         metrics={
             name: (np.asarray(points["steps"], float), np.asarray(points["values"], float))
@@ -106,6 +109,7 @@ def _run(place: str, record: dict[str, Any], config: dict[str, Any], metrics: di
         },
         commit=(commit[:8] or "unknown") + "+" * is_changed,
         versions=", ".join(one.replace("==", " ") for one in versions),
+        machine=", ".join([host.get("cpu") or "unknown", *(f"{count} x {gpu}" for gpu, count in gpus.items())]),
         started=f"{record.get('start_time') or '?'}"[:16].replace("T", " "),
         error=next((line.strip() for line in reversed("".join(trace).splitlines()) if _tells(line)), ""),
     )
@@ -118,12 +122,3 @@ def _is_wanted(name: str) -> bool:
 def _tells(line: str) -> bool:
     """Whether a line of a traceback says what went wrong; `main.py` ends failed runs by SystemExit."""
     return bool(line.strip()) and not line.startswith((" ", "SystemExit", "Traceback", "The above exception"))
-
-
-def _status(record: dict[str, Any]) -> str:
-    word: str = record["status"]
-    if word != "RUNNING":
-        return STATUSES.get(word, word.lower())
-    beat: Any = record.get("heartbeat") or record["start_time"]
-    seen = beat if isinstance(beat, datetime) else datetime.fromisoformat(beat)  # in UTC, as sacred has it
-    return "running" if datetime.now(UTC).replace(tzinfo=None) - seen < SILENT else "killed"

@@ -23,6 +23,7 @@ BESIDES |= {"max_hours", "evaluate", "save_replay", "save_dataset", "buffer_cpu_
 BESIDES |= {"env_deadline", "env_crash_limit", "seeds"}
 PROTOCOL = ("test_nepisode", "test_interval", "test_greedy", "test_epsilon")
 BESIDES |= set(PROTOCOL)
+REPEATED = "repeated later"  # why a run is not scored of which there is a newer one with the same seed
 UNEQUAL = 0.05  # budgets that differ by more than this share are called so
 
 
@@ -62,6 +63,10 @@ class Study:
 
     def of(self, algorithm: str | None = None, task: str | None = None) -> list[Entry]:
         return [e for e in self.entries if algorithm in (None, e.algorithm) and task in (None, e.task)]
+
+    def drawn(self, algorithm: str, task: str) -> list[Entry]:
+        """All but those that were repeated: they would be drawn twice."""
+        return [entry for entry in self.of(algorithm, task) if entry.why != REPEATED]
 
     def scores(self, algorithm: str, task: str) -> np.ndarray:
         """Of the runs that have one, as they were logged."""
@@ -205,7 +210,7 @@ def _drop_repeated(entries: list[Entry]) -> list[Entry]:
     newest = {(e.algorithm, e.task, e.seed): e for e in entries if e.is_scored}  # sorted: the last is the newest
     return [
         e if not e.is_scored or newest[e.algorithm, e.task, e.seed] is e
-        else Entry(e.run, e.algorithm, e.task, e.seed, np.nan, "repeated later")
+        else Entry(e.run, e.algorithm, e.task, e.seed, np.nan, REPEATED)
         for e in entries
     ]  # fmt: skip
 
@@ -237,14 +242,22 @@ def _evaluations(count: int) -> list[str]:
 def _notes(study: Study) -> list[str]:
     notes = []
     unscored = Counter(entry.why for entry in study.entries if not entry.is_scored)
+    if repeated := unscored.pop(REPEATED, 0):
+        notes.append(
+            f"Of several complete runs with the same seed only the newest counts; left out: {_runs(repeated)}."
+        )
     if unscored:
         kinds = ", ".join(f"{count} {why}" for why, count in sorted(unscored.items()))
         notes.append(
             f"Without a score, and so in no statistic: {unscored.total()} of {_runs(len(study.entries))} ({kinds}). "
             "If they ended for what the algorithm did, its numbers flatter it."
         )
+    tasks_of: dict[str, list[str]] = {}  # the tasks of which the same is to be said
     for task in study.tasks:
-        notes += _notes_on(study, task)
+        for note in _notes_on(study, task):
+            tasks_of.setdefault(note, []).append(task)
+    every = study.tasks if len(study.tasks) > 1 else []
+    notes += [f"{'every task' if tasks == every else ', '.join(tasks)}: {note}" for note, tasks in tasks_of.items()]
     lacking = [a for a in study.algorithms if a not in study.comparable(study.common_tasks)]
     if lacking and len(study.common_tasks) > 1:
         notes.append(
@@ -272,17 +285,17 @@ def _notes_on(study: Study, task: str) -> list[str]:
     everyone = set().union(*seeds.values())
     for algorithm, mine in sorted(seeds.items()):
         if missing := sorted(everyone - mine):
-            notes.append(f"{task}: {algorithm} lacks seed {_list(missing)}, which others have.")
+            notes.append(f"{algorithm} lacks seed{'s' * (len(missing) > 1)} {_list(missing)}, which others have.")
     if budgets := _differing(f"{entry.run.config['t_max']:,}" for entry in entries):
-        notes.append(f"{task}: budgets differ, t_max is {budgets}.")
+        notes.append(f"budgets differ, t_max is {budgets}.")
     ends = [entry.run.last_step for entry in entries if entry.is_scored]
     if ends and max(ends) > (1 + UNEQUAL) * min(ends) and not budgets:
-        notes.append(f"{task}: complete runs end between step {min(ends):,} and {max(ends):,}.")
+        notes.append(f"complete runs end between step {min(ends):,} and {max(ends):,}.")
     for key in PROTOCOL:
         if values := _differing(f"{entry.run.config.get(key)}" for entry in entries):
-            notes.append(f"{task}: tests differ, {key} is {values}.")
+            notes.append(f"tests differ, {key} is {values}.")
     infinite = [e for e in entries if not np.isfinite(e.run.metrics.get(study.metrics[task], ((), [0.0]))[1]).all()]
-    notes += [f"{task}: {e.algorithm}, seed {e.seed}, has logged values that are not finite." for e in infinite]
+    notes += [f"{e.algorithm}, seed {e.seed}, has logged values that are not finite." for e in infinite]
     return notes
 
 

@@ -1,6 +1,8 @@
 """The command lines of the programs beside `main.py`."""
 
 import argparse
+import os
+import sys
 from typing import NoReturn
 
 from utils.errors import UserError
@@ -14,3 +16,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"command line: {message}; see --help")
+
+
+def say(text: str) -> None:
+    """Print what a program has found. Who reads it through a pipe may have seen enough before its end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python must not write the rest at its end

@@ -94,18 +94,6 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def is_free(folder: Path) -> bool:
-    """Whether nothing that an attempt has started lives any more."""
-    try:
-        with (folder / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
 def checksum_of_source(source: Path) -> str:
     """Of the program and its configurations, as far as it decides what a run does."""
     digest = hashlib.sha256()

@@ -6,7 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from sacred.serializer import flatten
 
 from utils.credentials import hide
 from utils.errors import UserError
+
+SILENT = timedelta(minutes=5)  # sacred writes a sign of life every ten seconds; who is silent for longer is dead
 
 
 class RunFolder(FileStorageObserver):
@@ -161,6 +163,20 @@ class _Command:
 def identity(record: dict[str, Any]) -> str:
     """What a run is known by: its uid; without one, when and where it started."""
     return record.get("uid") or f"{record['start_time']} {record['host'].get('hostname', '')}"
+
+
+def status_of(record: dict[str, Any]) -> str:
+    """sacred's word for what became of a run; KILLED if the record says RUNNING, but the signs of life have ended.
+
+    Raises:
+        KeyError, TypeError, ValueError: the record is not whole.
+    """
+    word: str = record["status"]
+    if word != "RUNNING":
+        return word
+    beat: Any = record.get("heartbeat") or record["start_time"]
+    seen = beat if isinstance(beat, datetime) else datetime.fromisoformat(beat)  # in UTC, as sacred has it
+    return word if datetime.now(UTC).replace(tzinfo=None) - seen < SILENT else "KILLED"
 
 
 def commit_of(record: dict[str, Any]) -> tuple[str, bool]:

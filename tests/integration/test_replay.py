@@ -56,7 +56,7 @@ def test_film_of(game, tmp_path, capsys):
     capsys.readouterr()
     assert make(token, "--episodes=2") == 0
     lines = capsys.readouterr().out.splitlines()
-    steps = [int(line.split(": ")[1].split(" steps")[0]) for line in lines if line.startswith("Episode")]
+    steps = [int(line.split(": ")[1].split(" step")[0]) for line in lines if line.startswith("Episode")]
     assert len(steps) == 2
     frames = pictures_of(f"results/replays/{token}.gif")
     assert f"({sum(steps) + 2} frames" in lines[-1]  # each episode's end is a frame, too
@@ -135,7 +135,11 @@ def test_without_a_picture(name, tmp_path, monkeypatch, capsys):
     [
         ((), "run"),
         (("nothing",), "nothing: no such run; results/models holds"),
-        (("TOKEN", "--episodes=0"), "--episodes=0: give a number above 0"),
+        (("results/sacred/7",), "results/sacred/7: no such run; results/sacred holds 1, 2"),
+        (("TOKEN", "--episodes=0"), "--episodes=0: give a number from 1 to 10,000"),
+        (("TOKEN", "--seed=-4"), "--seed=-4: give a number from 0 to 2,000,000,000"),
+        (("TOKEN", "--step=-1"), "--step=-1: give a number from 0"),
+        (("TOKEN", "--fps=nan"), "--fps=nan: give a number from 0.1 to 100"),
         (("TOKEN", "--out=film.avi"), "give a name that ends in .gif or .mp4"),
         (("TOKEN", "--out=film.mp4"), "MP4 needs ffmpeg"),
         (("broken",), "broken: not a whole record of a run"),

@@ -1,11 +1,15 @@
 """Reports of real runs, and of runs that went wrong in every way."""
 
+import csv
 import json
+import os
 import shutil
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,7 +86,7 @@ class Page(HTMLParser):
 def test_page_tables_and_pictures(results, capsys):
     assert make("results") == 0
     out = results / "report"
-    assert {file.name for file in out.iterdir()} == {"report.html", "report.md"} | {
+    assert {file.name for file in out.iterdir()} == {"report.html", "report.md", "tests.csv"} | {
         f"{name}.{kind}" for name in PICTURES for kind in ("png", "svg")
     }
     text = capsys.readouterr().out
@@ -98,6 +102,28 @@ def test_page_tables_and_pictures(results, capsys):
     runs = [json.loads((results / f"sacred/{n}/metrics.json").read_text())[metric]["values"][-1] for n in (3, 4)]
     row = next(line for line in text.splitlines() if line.startswith("| greedy_qmix") and "(2)" in line)
     assert f"| greedy_qmix | {np.mean(runs):.2f} [" in row
+
+
+def test_every_test_as_csv(results):
+    edit(results, 3, "run.json", status="FAILED")
+    assert make("results") == 0
+    rows = list(csv.DictReader((results / "report/tests.csv").read_text().splitlines()))
+    metric = "test_normalised_return_mean"
+    assert {row["metric"] for row in rows} == {metric}
+    for number, algorithm, state in ((3, "greedy_qmix", "failed"), (6, "iql", "complete")):
+        logged = json.loads((results / f"sacred/{number}/metrics.json").read_text())[metric]
+        about = ("decoy" if number < 5 else "handshake", algorithm, f"{(number - 1) % 2}", state)
+        mine = [row for row in rows if (row["task"], row["algorithm"], row["seed"], row["state"]) == about]
+        assert [int(row["step"]) for row in mine] == logged["steps"]
+        np.testing.assert_allclose([float(row["value"]) for row in mine], logged["values"], rtol=1e-5)
+
+
+def test_the_machines_of_runs(results, capsys):
+    card = {"model": "NVIDIA H200", "total_memory": 143771, "persistence_mode": True}
+    for number in range(1, 9):
+        edit(results, number, "run.json", host={"cpu": "AMD EPYC", "gpus": {"gpus": [card, card]}})
+    assert make("results") == 0
+    assert "Machines: AMD EPYC, 2 x NVIDIA H200." in capsys.readouterr().out
 
 
 def test_names_say_what_differs(results):
@@ -145,6 +171,11 @@ def test_missing_seeds_budgets_and_tests_are_said(results):
         "handshake: tests differ, test_nepisode is 4 (3 runs), 8 (1 run).",
     ):
         assert said in notes
+    edit(results, 2, "config.json", seed=1)
+    for number in (3, 7):
+        edit(results, number, "config.json", seed=9)
+    notes = "\n".join(study(results).notes)
+    assert "every task: greedy_qmix lacks seed 0, which others have." in notes
     shutil.rmtree(results / "sacred/7")
     shutil.rmtree(results / "sacred/8")
     found = study(results)
@@ -158,6 +189,10 @@ def test_what_is_there_twice_counts_once(results):
     found = study(results)
     assert len(found.scores("iql", "decoy")) == 2
     assert [entry.run.place for entry in found.entries if entry.why == "repeated later"] == ["results/sacred/1"]
+    assert [entry.run.place for entry in found.drawn("iql", "decoy")] == ["results/sacred/9", "results/sacred/2"]
+    notes = "\n".join(found.notes)
+    assert "with the same seed only the newest counts; left out: 1 run." in notes
+    assert "Without a score" not in notes
 
 
 def test_returns_need_bounds(results, capsys):
@@ -252,7 +287,19 @@ def test_the_same_runs_give_the_same_pictures(results):
     assert draw() == first
 
 
-def test_algorithms_differ_in_more_than_colour(results):
-    found = study(results)
-    styles = [pictures.style(found, name) for name in found.algorithms]
-    assert len({dash for _, dash, _ in styles}) == len({point for _, _, point in styles}) == len(styles)
+def test_algorithms_differ_in_more_than_colour():
+    names = [f"{number:02}" for number in range(20)]
+    styles = [pictures.style(SimpleNamespace(algorithms=names), name) for name in names]
+    assert len({dash for _, dash, _ in styles[:4]}) == len({point for _, _, point in styles[:4]}) == 4
+    assert len(set(styles)) == len({(colour, dash) for colour, dash, _ in styles}) == len(names)
+
+
+def test_whoever_reads_may_have_seen_enough(results):
+    """A page whose reader, such as `head -1`, has gone is there all the same."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, f"{Path(report.__file__)}", f"{results / 'sacred/1'}", "--out=out"]
+    with os.fdopen(writer, "wb") as out:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, timeout=100)
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[-1].endswith("report.html")
