@@ -8,7 +8,6 @@ agents' features, which `feature_q_learner` gives it.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -91,8 +90,10 @@ class _Bound:
         return self.network(*given, self.states)
 
     def counterfactual(self, *given: torch.Tensor) -> torch.Tensor:
-        own: Callable = getattr(self.network, "counterfactual", partial(counterfactual_q_tot, self.network))
-        return own(*given, self.states)
+        if hasattr(self.network, "counterfactual"):
+            return self.network.counterfactual(*given, self.states)
+        chosen, qs = given
+        return counterfactual_q_tot(self.network, chosen, qs, self.states)
 
     def deviation(self, *given: torch.Tensor) -> torch.Tensor:
         return self.network.deviation(*given, self.states)
