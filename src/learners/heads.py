@@ -134,7 +134,8 @@ class Heads:
         return conservative.agent_gaps(q, self.avail, data, op, temperature, self.beta)
 
     def _gains(self) -> torch.Tensor:
-        return mixer_gains(self.mixer, self.chosen_c, self.state)
+        mix = self.mix
+        return mixer_gains(lambda agent_qs, _: mix(agent_qs), self.chosen_c, self.state)
 
     def _sampled_sup(self, temperature, samples: int) -> torch.Tensor:
         """T log sum_a exp(Q_tot(a)/T) from M joint actions of prod_i softmax(k_i Q_i/T), k_i the mixer's gains."""
