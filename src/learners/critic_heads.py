@@ -32,13 +32,19 @@ class CriticHeads(Heads):
     def q_tot(self) -> torch.Tensor:
         """Q(s, a) of the logged joint action, (B, T, 1)."""
         with torch.enable_grad():
-            return self.mixer(self.played, self.state)
+            return self.mix(self.played)
 
     @computed
     def q_cf(self) -> torch.Tensor:
         """Q(s, e_k, a_-i), (B, T, N, A)."""
         with torch.enable_grad():
-            return self.mixer.counterfactual(self.played, self.state)
+            return self.mix.counterfactual(self.played)
+
+    @computed
+    def q_acted(self) -> torch.Tensor:
+        """Q(s, pi), (B, T, 1)."""
+        with torch.enable_grad():
+            return self.mix(self.acted)
 
     @computed
     def value_i(self) -> torch.Tensor:
@@ -48,8 +54,7 @@ class CriticHeads(Heads):
     @computed
     def value_c(self) -> torch.Tensor:
         """Q(s, pi), (B, T, 1), without gradient."""
-        with torch.no_grad():
-            return self.mixer(self.acted, self.state)
+        return self.q_acted.detach()
 
     def agent_gaps(self, op: str, temperature) -> torch.Tensor:
         """d_{I,i}, (B, T, N); with op `policy`, Q_i(pi_i) less the value of the data."""
@@ -61,7 +66,7 @@ class CriticHeads(Heads):
     def joint_gap(self, joint: str, op: str, temperature, samples: int = 1) -> torch.Tensor:
         """d_C, (B, T, 1): `policy` of all agents' policies at once, `cf` of one agent at a time."""
         if joint == "policy":
-            return actor_critic.vertex_gap(self.mixer(self.acted, self.state), self.q_tot)
+            return actor_critic.vertex_gap(self.q_acted, self.q_tot)
         if op != "policy":
             return super().joint_gap(joint, op, temperature, samples)
         data = self.q_tot
@@ -71,7 +76,7 @@ class CriticHeads(Heads):
 
     def _own_policies(self) -> torch.Tensor:
         """Q(s, pi_i, a_-i) of every agent, (B, T, N)."""
-        return self.mixer.deviation(self.played, self.policy, self.state)
+        return self.mix.deviation(self.played, self.policy)
 
 
 class SampledHeads(CriticHeads):

@@ -77,7 +77,7 @@ class GreedyLICALearner(GreedyTerms, LICALearner):
         critics = gate.head_losses(td, penalty, weights, self.cfg.gate.acts_on)
 
         value_i = actor_critic.policy_value(heads.q_i.detach(), now)  # (B, T, N)
-        value_c = self._joint_value(step, acted, played)  # (B, T, 1)
+        value_c = self._joint_value(heads.mix, acted, played)  # (B, T, 1)
         scales = self._scales(step, (value_i.mean(dim=-1, keepdim=True), value_c), (now, acted))
         actor = self._actor_loss(step, now, actor_critic.weighed_value(value_i, value_c, weights, scales))
         if alternative is not None and self.cfg.munchausen.kl > 0:

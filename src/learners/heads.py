@@ -35,7 +35,8 @@ class Heads:
         self.chosen_i, self.chosen_c = self._of_both(lambda q, _: _taken(q, self.actions))  # (B, T, N) each
 
     @computed
-    def _mix(self) -> InStates:
+    def mix(self) -> InStates:
+        """The mixer in the batch's states."""
         with torch.enable_grad():  # whoever asks first: the loss differentiates what the gate only reads
             return InStates(self.mixer, self.state, self.mask)
 
@@ -43,13 +44,13 @@ class Heads:
     def q_tot(self) -> torch.Tensor:
         """Q_tot of the logged joint action, (B, T, 1)."""
         with torch.enable_grad():
-            return self._mix(self.chosen_c)
+            return self.mix(self.chosen_c)
 
     @computed
     def q_cf(self) -> torch.Tensor:
         """Q_tot(k, a_-i; s), (B, T, N, A)."""
         with torch.enable_grad():
-            return self._mix.counterfactual(self.chosen_c, self.q_c)
+            return self.mix.counterfactual(self.chosen_c, self.q_c)
 
     @computed
     def greedy(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,7 +67,7 @@ class Heads:
     def q_best(self) -> torch.Tensor:
         """max_a Q_tot(a) = f(max Q_1, ..., max Q_N; s), (B, T, 1) (Proposition 1.2)."""
         with torch.enable_grad():
-            return self._mix(self.best[1])
+            return self.mix(self.best[1])
 
     @computed
     def value_i(self) -> torch.Tensor:
@@ -133,7 +134,8 @@ class Heads:
         return conservative.agent_gaps(q, self.avail, data, op, temperature, self.beta)
 
     def _gains(self) -> torch.Tensor:
-        return mixer_gains(self.mixer, self.chosen_c, self.state)
+        mix = self.mix
+        return mixer_gains(lambda agent_qs, _: mix(agent_qs), self.chosen_c, self.state)
 
     def _sampled_sup(self, temperature, samples: int) -> torch.Tensor:
         """T log sum_a exp(Q_tot(a)/T) from M joint actions of prod_i softmax(k_i Q_i/T), k_i the mixer's gains."""
@@ -143,7 +145,7 @@ class Heads:
         drawn = torch.multinomial(log_proposal.exp().reshape(-1, A), samples, replacement=True).view(B, T, N, samples)
         log_rho = log_proposal.gather(3, drawn).sum(dim=2)  # (B, T, M)
         sampled = self.q_c.gather(3, drawn).movedim(3, 0)  # (M, B, T, N)
-        q_tot = torch.vmap(self._mix)(sampled).squeeze(3).movedim(0, 2)  # (B, T, M)
+        q_tot = torch.vmap(self.mix)(sampled).squeeze(3).movedim(0, 2)  # (B, T, M)
         return conservative.sampled_lse(q_tot, log_rho, temperature)
 
 

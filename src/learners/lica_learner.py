@@ -12,6 +12,7 @@ import torch
 
 from learners.actor_critic_learner import ActorCriticLearner, Losses, detached
 from learners.q_learner import Transitions
+from modules.mixers import InStates
 from objectives import actor_critic
 from objectives.td import td_loss
 from utils.networks import unroll
@@ -30,12 +31,13 @@ class LICALearner(ActorCriticLearner):
         policy = unroll(self.mac, batch, test_mode=True)  # (B, T+1, N, A), without exploration
         played = self._one_hot(batch, policy)
         acted = self._acted(policy[:, :-1])
-        q_taken = self.critic(played[:, :-1], step.state[:, :-1])  # (B, T, 1)
+        critic = InStates(self.critic, step.state[:, :-1], step.mask)
+        q_taken = critic(played[:, :-1])  # (B, T, 1)
         with torch.no_grad():
             v_next = self._next_values(step, self._next_policy(batch, policy), played)
             target = self._targets(step, step.reward, v_next)
         td = td_loss(q_taken, target, step.mask)
-        value = self._joint_value(step, acted, played)
+        value = self._joint_value(critic, acted, played)
         actor = self._actor_loss(step, policy[:, :-1], value)
         # Twice the mean of half squared errors is PyMARL's loss, so that its learning rates and clip carry over.
         losses = {"critic": 2 * td, "agent": actor}
@@ -54,9 +56,9 @@ class LICALearner(ActorCriticLearner):
         """What the actors are differentiated through, (B, T, N, A), of their policies of that shape."""
         return policy
 
-    def _joint_value(self, step: Transitions, acted: torch.Tensor, played: torch.Tensor) -> torch.Tensor:
+    def _joint_value(self, critic: InStates, acted: torch.Tensor, played: torch.Tensor) -> torch.Tensor:
         """The critic's value of what the actors do, (B, T, 1), which they ascend."""
-        return self.critic(acted, step.state[:, :-1])
+        return critic(acted)
 
     def _next_policy(self, batch, policy: torch.Tensor) -> torch.Tensor:
         """The policies that the targets let act at step t+1, (B, T, N, A)."""
@@ -64,9 +66,8 @@ class LICALearner(ActorCriticLearner):
 
     def _next_values(self, step: Transitions, policy_next: torch.Tensor, played: torch.Tensor) -> torch.Tensor:
         """The target critic's V(s_{t+1}), (B, T, 1)."""
-        state = step.state[:, 1:]
-        q_next, q_policy = self.target_critic(played[:, 1:], state), self.target_critic(policy_next, state)
-        return actor_critic.next_values(q_next, q_policy, step.mask)
+        target_critic = InStates(self.target_critic, step.state[:, 1:], step.mask)
+        return actor_critic.next_values(target_critic(played[:, 1:]), target_critic(policy_next), step.mask)
 
     def _actor_loss(self, step: Transitions, policy: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """What actors of these policies (B, T, N, A) minimise, a scalar, given the value (B, T, 1) that they ascend."""

@@ -12,6 +12,7 @@ import torch
 
 from learners.lica_learner import LICALearner
 from learners.q_learner import Transitions
+from modules.mixers import InStates
 from objectives.gumbel import gumbel_like, logit_size, straight_through
 from utils.networks import unroll
 from utils.shapes import masked_mean
@@ -27,16 +28,16 @@ class MADDPGLearner(LICALearner):
         """Actions drawn from the policies, one-hot, with the gradient of their relaxation."""
         return straight_through(policy, gumbel_like(policy), self.args.gumbel_temperature)
 
-    def _joint_value(self, step: Transitions, acted: torch.Tensor, played: torch.Tensor) -> torch.Tensor:
+    def _joint_value(self, critic: InStates, acted: torch.Tensor, played: torch.Tensor) -> torch.Tensor:
         """1/N sum_i Q(s, a~_i, a_-i): one agent at a time acts, the others play what is logged."""
-        return self.critic.deviation(played[:, :-1], acted, step.state[:, :-1]).mean(dim=-1, keepdim=True)
+        return critic.deviation(played[:, :-1], acted).mean(dim=-1, keepdim=True)
 
     def _next_policy(self, batch, policy: torch.Tensor) -> torch.Tensor:
         return unroll(self.target_mac, batch, test_mode=True)[:, 1:]
 
     def _next_values(self, step: Transitions, policy_next: torch.Tensor, played: torch.Tensor) -> torch.Tensor:
         """The target critic's value of actions drawn from the target actors' policies."""
-        return self.target_critic(self._acted(policy_next), step.state[:, 1:])
+        return InStates(self.target_critic, step.state[:, 1:], step.mask)(self._acted(policy_next))
 
     def _actor_loss(self, step: Transitions, policy: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """LICA's, and the size of the policies' logits."""

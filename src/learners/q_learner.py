@@ -31,9 +31,8 @@ class Transitions:
     reward: torch.Tensor  # (B, T, 1)
     terminated: torch.Tensor  # (B, T, 1) 1 where the episode ended for good, so that nothing is bootstrapped
     mask: torch.Tensor  # (B, T, 1) 1 on steps that were played
-    avail: (
-        torch.Tensor
-    )  # (B, T+1, N, A) all ones where nothing is available (padding, an end), so that every maximum is finite
+    # (B, T+1, N, A) all ones where nothing is available (padding, an end), so that every maximum is finite
+    avail: torch.Tensor
     state: torch.Tensor  # (B, T+1, S)
     individual_reward: torch.Tensor | None = None  # (B, T, N) each agent's share, where the environment gives it
     # (B, T, N, A) probabilities that the actions were drawn with, if stored; all ones in padding, so that every

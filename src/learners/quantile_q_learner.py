@@ -9,6 +9,7 @@ import torch
 from learners.greedy_q_learner import GreedyQLearner
 from learners.heads import Heads
 from learners.q_learner import Objective, QLearner, Transitions, greedy_actions
+from modules.mixers import InStates
 from objectives.quantile import mix_quantiles, quantile_huber_loss
 from objectives.td import one_step_targets
 
@@ -25,9 +26,9 @@ class QuantileQLearner(QLearner):
             following = next_quantiles(self, z, z_target, step.avail)
         chosen = taken_quantiles(z[:, :-1], step.actions)  # (B, T, N, M)
         if self.mixer is not None:
-            chosen = mix_quantiles(self.mixer, chosen, step.state[:, :-1])  # (B, T, 1, M)
+            chosen = mix_quantiles(InStates(self.mixer, step.state[:, :-1], step.mask), chosen)  # (B, T, 1, M)
             with torch.no_grad():
-                following = mix_quantiles(self.target_mixer, following, step.state[:, 1:])
+                following = mix_quantiles(InStates(self.target_mixer, step.state[:, 1:], step.mask), following)
         target = quantile_targets(self, step, step.reward, following)
         mask = step.mask.expand(chosen.shape[:-1])
         loss = quantile_huber_loss(chosen, target, mask)
@@ -49,10 +50,10 @@ class GreedyQuantileQLearner(GreedyQLearner):
     def _td(self, step: Transitions, heads: Heads, rewards, next_values):
         """Quantile losses of both heads (2,), and the means of their targets."""
         z = taken_quantiles(self._z[:, :-1], step.actions)
-        z_tot = mix_quantiles(self.mixer, z, heads.state)
+        z_tot = mix_quantiles(heads.mix, z)
         with torch.no_grad():
             following = next_quantiles(self, self._z, self._z_target, step.avail)
-            joint = mix_quantiles(self.target_mixer, following, step.state[:, 1:])
+            joint = mix_quantiles(InStates(self.target_mixer, step.state[:, 1:], step.mask), following)
             target_i = quantile_targets(self, step, rewards[0], following)
             target_c = quantile_targets(self, step, rewards[1], joint)
         losses = [

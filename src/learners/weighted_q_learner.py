@@ -40,13 +40,14 @@ class WeightedQLearner(QLearner):
     def objective(self, batch) -> Objective:
         """The weighted TD loss of Q_tot and the TD loss of the central value, toward the central value's targets."""
         step = self._transitions(batch)
-        now = (step.actions, step.avail[:, :-1], step.state[:, :-1])
+        now = (step.actions, step.avail[:, :-1], step.state[:, :-1], step.mask)
         q = unroll(self.mac, batch)  # (B, T+1, N, A)
         central_q = unroll(self.central_mac, batch)
         with torch.no_grad():
             greedy = greedy_actions(q if self.args.double_q else unroll(self.target_mac, batch), step.avail)
             target_q = unroll(self.target_central_mac, batch)
-            best_value = joint_value(self.target_central_mixer, target_q, greedy, step.avail, step.state)  # (B, T+1, 1)
+            everywhere = (step.avail, step.state, batch["filled"].to(step.mask.dtype))
+            best_value = joint_value(self.target_central_mixer, target_q, greedy, *everywhere)  # (B, T+1, 1)
             target = self._targets(step, step.reward, best_value[:, 1:])
         q_tot = joint_value(self.mixer, q[:, :-1], *now)
         central = joint_value(self.central_mixer, central_q[:, :-1], *now)

@@ -36,17 +36,18 @@ def quantile_huber_loss(
     return masked_mean((weight * huber).mean(dim=(-2, -1)), mask)
 
 
-def mix_quantiles(mixer: Callable, quantiles: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+def mix_quantiles(mix: Callable[[torch.Tensor], torch.Tensor], quantiles: torch.Tensor) -> torch.Tensor:
     """f applied quantile by quantile, z_tot^m = f(z_1^m, ..., z_N^m; s).
 
     Exact for agents whose returns rise and fall together (comonotone): a monotone f maps the m-th quantiles of all to
     the m-th quantile of the team's return.
 
     Args:
-        quantiles: (B, T, N, M). states: (B, T, S).
+        mix: f in the states of the batch, (B, T, N) -> (B, T, 1).
+        quantiles: (B, T, N, M).
 
     Returns:
         (B, T, 1, M).
     """
-    check_shape("states", states, (*quantiles.shape[:2], None))
-    return torch.vmap(lambda z: mixer(z, states), in_dims=3, out_dims=3)(quantiles)
+    check_shape("quantiles", quantiles, (None, None, None, None))
+    return torch.vmap(mix, in_dims=3, out_dims=3)(quantiles)

@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
 import subprocess
 import tempfile
 from functools import cache
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 
 SOURCES = Path(__file__).resolve().parents[1] / "kernels"
 BUILT = SOURCES / "built"  # what was compiled ahead of time
-CACHE = Path.home() / ".cache" / "greed_is_good" / "kernels"
+CACHE = Path("~/.cache/greed_is_good/kernels")
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 VECTOR = 16  # numbers: kernels want rows of whole vectors, and no processor's are longer
 PROCESSORS = {  # as torch calls them, and what the compiler is told
@@ -76,14 +77,14 @@ def _library() -> ctypes.CDLL | None:
         return None
     processor = torch.backends.cpu.get_cpu_capability()
     for folder in (BUILT, CACHE):
-        file = folder / _name(processor)
         try:
+            file = folder.expanduser() / _name(processor)
             if not file.exists():
                 if folder == BUILT:
                     continue
-                compile_for(processor, folder)
+                compile_for(processor, file.parent)
             return ctypes.CDLL(str(file))
-        except (OSError, subprocess.CalledProcessError) as error:
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: the user has no home
             said = str(error) + (getattr(error, "stderr", None) or "")
             logging.getLogger("greed").warning(
                 "Kernels for this CPU cannot be compiled: %s. Recurrent networks and mixers take up to twice as long "
@@ -115,7 +116,7 @@ def _compiler() -> str:
 
 @cache
 def _name(processor: str) -> str:
-    """Of the file: it changes with sources and flags."""
+    """Of the file: it changes with sources, architecture and flags."""
     parts = [file.read_bytes() for file in sorted(SOURCES.iterdir()) if file.is_file()]
-    parts.append(" ".join([*FLAGS, *PROCESSORS.get(processor, ())]).encode())
+    parts.append(" ".join([platform.machine(), *FLAGS, *PROCESSORS.get(processor, ())]).encode())
     return f"kernels-{processor}-{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}.so"

@@ -7,6 +7,7 @@ import torch
 
 from modules.critics import REGISTRY
 from modules.critics.lica import LICACritic
+from modules.mixers import InStates
 
 B, T, N, A, S, E = 2, 3, 3, 4, 5, 6
 LAYERS = (1, 2)
@@ -104,6 +105,44 @@ def test_values_may_fall_with_a_probability():
     (slope,) = torch.autograd.grad(critic(first, states).sum(), first)
     assert (slope > 0).any()
     assert (slope < 0).any()
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("name", ["lica", "maddpg"])
+@pytest.mark.parametrize("played", [(3, 3), (3, 1)])
+def test_in_given_states_critics_say_what_they_say_when_called(name, played):
+    sizes = {"n_agents": N, "n_actions": A, "state_shape": S, "mixing_embed_dim": E, "critic_hidden_dim": 7}
+    critic = REGISTRY[name]({}, SimpleNamespace(hypernet_layers=1, **sizes))
+    first, second, states = inputs()
+    first.requires_grad_()
+    mask = (torch.arange(T).view(1, T, 1) < torch.tensor(played).view(B, 1, 1)).float()
+    here = InStates(critic, states, mask)
+    for found, expected in (
+        (here(first), critic(first, states)),
+        (here.counterfactual(first), critic.counterfactual(first, states)),
+        (here.deviation(first, second), critic.deviation(first, second, states)),
+    ):
+        wanted = mask.view(B, T, *(1,) * (found.dim() - 2))
+        torch.testing.assert_close(found * wanted, expected * wanted)
+        scale = torch.randn_like(found) * wanted
+        parameters = [first, *critic.parameters()]
+        ours, theirs = (
+            torch.autograd.grad((values * scale).sum(), parameters, retain_graph=True) for values in (found, expected)
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other)
+            assert one.any()
+
+
+def test_hypernetworks_run_once_whatever_the_critic_is_asked():
+    critic, calls = make_critic(), []
+    critic.hyper_w_1.register_forward_hook(lambda *_: calls.append(1))
+    first, second, states = inputs()
+    here = InStates(critic, states)
+    here(first)
+    here.counterfactual(first)
+    here.deviation(first, second)
+    assert len(calls) == 1
 
 
 def test_wrong_shapes_are_refused():

@@ -73,7 +73,7 @@ def test_mixing_goes_quantile_by_quantile():
     z, states = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 7)
     args = SimpleNamespace(n_agents=4, state_shape=7, mixing_embed_dim=3, hypernet_layers=1)
     for mixer in (VDNMixer(), QMixer(args)):
-        mixed = mix_quantiles(mixer, z, states)
+        mixed = mix_quantiles(lambda values, mixer=mixer: mixer(values, states), z)
         expected = torch.stack([mixer(z[..., m], states) for m in range(5)], dim=3)  # (B, T, 1, M)
         torch.testing.assert_close(mixed, expected)
 

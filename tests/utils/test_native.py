@@ -73,6 +73,15 @@ def test_without_a_compiler_a_line_says_so_and_torchs_operations_do_it(tmp_path,
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+def test_a_user_without_a_home_does_without(monkeypatch, caplog):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    assert native._library.__wrapped__() is None
+    assert "Could not determine home directory" in caplog.text
+
+
 def test_they_are_compiled_once_and_again_if_their_sources_change(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "SOURCES", tmp_path / "kernels")
     native.SOURCES.mkdir()

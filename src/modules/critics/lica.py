@@ -5,6 +5,8 @@ Their signs are free: actors ascend Q's gradient, so that nothing needs to be mo
 Legend: B episodes, T steps, N agents, A actions, S state, E units.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -34,41 +36,53 @@ class LICACritic(nn.Module):
 
     def forward(self, policies: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """policies (B, T, N, A), states (B, T, S) -> Q (B, T, 1)."""
-        w1, b1, w2, b2 = self._weights(policies, states)
-        hidden = torch.matmul(policies.flatten(2).unsqueeze(2), w1.flatten(2, 3)).squeeze(2)  # (B, T, E)
-        return (F.relu(hidden + b1) * w2).sum(dim=-1, keepdim=True) + b2
+        return self.at(states)(policies)
 
     def counterfactual(self, policies: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Q(s, e_k, p_-i) for every agent i and action k: one agent at a time plays k. Both (B, T, N, A).
-
-        One agent's change is a rank-1 update of the first layer, so the hypernetworks run once.
-        """
-        w1, b1, w2, b2 = self._weights(policies, states)
-        others = self._without_each(policies, w1, b1)
-        hidden = F.relu(others.unsqueeze(3) + w1)  # (B, T, N, A, E)
-        return (hidden * w2[:, :, None, None]).sum(dim=-1) + b2.unsqueeze(-1)
+        """Q(s, e_k, p_-i) for every agent i and action k: one agent at a time plays k. Both (B, T, N, A)."""
+        return self.at(states).counterfactual(policies)
 
     def deviation(self, policies: torch.Tensor, own: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """Q(s, own_i, p_-i) for every agent i: one agent at a time plays `own` instead of p. (B, T, N)"""
-        check_same_shape(policies=policies, own=own)
-        w1, b1, w2, b2 = self._weights(policies, states)
-        mine = (own.unsqueeze(-1) * w1).sum(dim=3)  # (B, T, N, E)
-        hidden = F.relu(self._without_each(policies, w1, b1) + mine)
-        return (hidden * w2.unsqueeze(2)).sum(dim=-1) + b2
+        return self.at(states).deviation(policies, own)
 
-    def _weights(self, policies: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """W1 (B, T, N, A, E), b1 (B, T, E), w2 (B, T, E), b2 (B, T, 1)."""
+    def at(self, states: torch.Tensor) -> "_LICACriticAt":
+        """The critic in these states, (B, T, S): the hypernetworks run once, whatever it is asked."""
         check_shape("states", states, (None, None, self.state_dim))
-        B, T, _ = states.shape
-        check_shape("policies", policies, (B, T, self.n_agents, self.n_actions))
-        w1 = self.hyper_w_1(states).view(B, T, self.n_agents, self.n_actions, self.embed_dim)
-        return w1, self.hyper_b_1(states), self.hyper_w_final(states), self.hyper_b_2(states)
-
-    @staticmethod
-    def _without_each(policies: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor) -> torch.Tensor:
-        """The first layer's sums without agent i's share, (B, T, N, E)."""
-        shares = (policies.unsqueeze(-1) * w1).sum(dim=3)
-        return shares.sum(dim=2, keepdim=True) + b1.unsqueeze(2) - shares
+        w1 = self.hyper_w_1(states).view(*states.shape[:2], self.n_agents, self.n_actions, self.embed_dim)
+        return _LICACriticAt(w1, self.hyper_b_1(states), self.hyper_w_final(states), self.hyper_b_2(states))
 
     def _hypernet(self, hidden: int, out: int) -> nn.Sequential:
         return nn.Sequential(Linear(self.state_dim, hidden), nn.ReLU(), Linear(hidden, out))
+
+
+@dataclass
+class _LICACriticAt:
+    w1: torch.Tensor  # (B, T, N, A, E)
+    b1: torch.Tensor  # (B, T, E)
+    w2: torch.Tensor  # (B, T, E)
+    b2: torch.Tensor  # (B, T, 1)
+
+    def __call__(self, policies: torch.Tensor) -> torch.Tensor:
+        """(B, T, N, A) -> (B, T, 1)"""
+        check_shape("policies", policies, self.w1.shape[:4])
+        hidden = torch.matmul(policies.flatten(2).unsqueeze(2), self.w1.flatten(2, 3)).squeeze(2)  # (B, T, E)
+        return (F.relu(hidden + self.b1) * self.w2).sum(dim=-1, keepdim=True) + self.b2
+
+    def counterfactual(self, policies: torch.Tensor) -> torch.Tensor:
+        """(B, T, N, A) -> (B, T, N, A); one agent's change is a rank-1 update of the first layer."""
+        hidden = F.relu(self._without_each(policies).unsqueeze(3) + self.w1)  # (B, T, N, A, E)
+        return (hidden * self.w2[:, :, None, None]).sum(dim=-1) + self.b2.unsqueeze(-1)
+
+    def deviation(self, policies: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """(B, T, N, A) twice -> (B, T, N)"""
+        check_same_shape(policies=policies, own=own)
+        mine = (own.unsqueeze(-1) * self.w1).sum(dim=3)  # (B, T, N, E)
+        hidden = F.relu(self._without_each(policies) + mine)
+        return (hidden * self.w2.unsqueeze(2)).sum(dim=-1) + self.b2
+
+    def _without_each(self, policies: torch.Tensor) -> torch.Tensor:
+        """The first layer's sums without agent i's share, (B, T, N, E)."""
+        check_shape("policies", policies, self.w1.shape[:4])
+        shares = (policies.unsqueeze(-1) * self.w1).sum(dim=3)
+        return shares.sum(dim=2, keepdim=True) + self.b1.unsqueeze(2) - shares

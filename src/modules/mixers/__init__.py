@@ -35,34 +35,39 @@ REGISTRY = {
 
 
 class InStates:
-    """A mixer in the states of a batch: what it makes of them is made once, and on a CPU for played steps alone.
+    """A mixer, or a critic, in the states of a batch: what it makes of them is made once, and on a CPU for played steps
+    alone.
 
     Args:
+        network: has the method `at(states)`, or else what it is asked takes the states as its last argument.
         states: (B, T, S).
         mask: (B, T, 1) 1 on played steps, whose values are wanted; elsewhere they may be 0. None: all are wanted.
     """
 
-    def __init__(self, mixer: Callable, states: torch.Tensor, mask: torch.Tensor | None = None):
-        self.mixer = mixer
+    def __init__(self, network: Callable, states: torch.Tensor, mask: torch.Tensor | None = None):
         self.shape = states.shape[:2]
         self.index = None  # of the played steps, where the others are left out
         if mask is not None and may_look_at(mask) and mask.mean() < 0.9 and mask.any():
             self.index = mask.flatten().nonzero().squeeze(1)
-        self.states = self._pack(states).contiguous()  # once, not in every hypernetwork
-        self.here: Any = (
-            mixer.at(self.states) if knows(mixer, "at", "forward") else lambda agent_qs: mixer(agent_qs, self.states)
-        )
+        states = self._pack(states).contiguous()  # once, not in every hypernetwork
+        self.here: Any = network.at(states) if knows(network, "at", "forward") else _Bound(network, states)
 
-    def __call__(self, agent_qs: torch.Tensor) -> torch.Tensor:
-        """(B, T, N) -> (B, T, 1)"""
-        return self._unpack(self.here(self._pack(agent_qs)))
+    def __call__(self, *given: torch.Tensor) -> torch.Tensor:
+        """What the network is called with, (B, T, ...) -> (B, T, 1)"""
+        return self._ask(self.here, given)
 
-    def counterfactual(self, chosen: torch.Tensor, qs: torch.Tensor) -> torch.Tensor:
-        """`counterfactual_q_tot`: (B, T, N), (B, T, N, A) -> (B, T, N, A)."""
-        chosen, qs = self._pack(chosen), self._pack(qs)
-        if hasattr(self.here, "counterfactual"):
-            return self._unpack(self.here.counterfactual(chosen, qs))
-        return self._unpack(counterfactual_q_tot(self.mixer, chosen, qs, self.states))
+    def counterfactual(self, *given: torch.Tensor) -> torch.Tensor:
+        """Of a mixer, `counterfactual_q_tot`: (B, T, N), (B, T, N, A); of a critic, its method: (B, T, N, A) ->
+        (B, T, N, A).
+        """
+        return self._ask(self.here.counterfactual, given)
+
+    def deviation(self, *given: torch.Tensor) -> torch.Tensor:
+        """The critic's method: (B, T, N, A) twice -> (B, T, N)."""
+        return self._ask(self.here.deviation, given)
+
+    def _ask(self, method: Callable[..., torch.Tensor], given: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return self._unpack(method(*map(self._pack, given)))
 
     def _pack(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, ...) -> (1, P, ...)"""
@@ -73,6 +78,25 @@ class InStates:
             return x
         rows = x.new_zeros(self.shape.numel(), *x.shape[2:])
         return rows.index_copy(0, self.index, x.squeeze(0)).unflatten(0, self.shape)
+
+
+class _Bound:
+    """A network that is asked with the states each time."""
+
+    def __init__(self, network: Any, states: torch.Tensor):
+        self.network, self.states = network, states
+
+    def __call__(self, *given: torch.Tensor) -> torch.Tensor:
+        return self.network(*given, self.states)
+
+    def counterfactual(self, *given: torch.Tensor) -> torch.Tensor:
+        if hasattr(self.network, "counterfactual"):
+            return self.network.counterfactual(*given, self.states)
+        chosen, qs = given
+        return counterfactual_q_tot(self.network, chosen, qs, self.states)
+
+    def deviation(self, *given: torch.Tensor) -> torch.Tensor:
+        return self.network.deviation(*given, self.states)
 
 
 def joint_value(
