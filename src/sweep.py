@@ -59,10 +59,10 @@ HELP = """Train every algorithm on every map with every seed, as many at a time 
   --retries=N            how often a run that was cut is tried again without having come further (3)
   --dry-run              only say what would be done
 
-Nothing starts before every configuration has been checked and every map was found; of StarCraft II, which only the
-nodes may have, the runs say it. Runs that were killed, and those whose machine was lost, go
-on from their last checkpoint. The same command may be given again at any time: complete runs are left alone, those that
-were cut go on, those that failed are tried again. Ctrl-C and SIGTERM stop the runs with checkpoints.
+Nothing starts before every configuration has been checked and every map found (but StarCraft II's, which only the nodes
+may have). Runs that were killed, and those whose machine was lost, go on from their last checkpoint. The same command
+may be given again at any time: complete runs are left alone, those that were cut go on, those that failed are tried
+again. Ctrl-C and SIGTERM stop the runs with checkpoints.
 FOLDER/sweep.json says what became of each run. It needs Ray: pip install -r requirements-ray.txt
 
 Examples
