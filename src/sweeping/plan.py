@@ -20,9 +20,9 @@ from utils.arguments import Parser
 from utils.cores import core_count
 from utils.differences import differences
 from utils.errors import UserError
+from utils.titles import MAP_KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
-MAP_KEYS = ("map_name", "key", "game")  # of env_args: what a map is called there
 OWN_KEYS = ("seed", "resume", "local_results_path", "evaluate")  # no business of the sweep's overrides
 MOST = 10_000  # runs of a sweep
 CONFIG = "config.json"  # in the folder of a run: its configuration
