@@ -109,7 +109,8 @@ report: setup  ## a page of statistics and pictures of the runs below RESULTS (r
 drill: setup  ## kill and resume a run 200 times, and compare it with an undisturbed one (about twenty minutes)
 	$(RUN) benchmarks/drill.py kills --count 200 --with t_max=12000 rnn_hidden_dim=16
 
-curves: setup  ## every algorithm on four small tasks (SEEDS=3; hours)
+curves: SEEDS := 3
+curves: setup  ## every algorithm on four small tasks (SEEDS=3; about an hour)
 	$(RUN) benchmarks/curves.py --seeds $(SEEDS)
 
 image:  ## build the container image (IMAGE=greed-is-good DOCKER=docker BUILD="--build-arg CUDA=0 ...")

@@ -9,13 +9,12 @@ a 95% interval of the stratified bootstrap: seeds are drawn again within each ta
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import greed
 import numpy as np
-from greed import SETTINGS as GREED_SETTINGS
-from jobs import PUBLISHED, ROOT, Job, machine, run_jobs, summarise_tasks
+from jobs import PUBLISHED, ROOT, Job, positive, publish, run_jobs, summarise_tasks
 
 
 @dataclass(frozen=True)
@@ -25,21 +24,10 @@ class Environment:
     tests: int  # the last ones whose mean is a run's score
 
 
-def _greed(game: str, knob: float) -> dict:
-    return {"env_args.game": game, "env_args.kappa": knob, **GREED_SETTINGS}
-
-
+HARD = {"decoy": 1.0, "handshake": 1.0, "bridge": 1.0, "mirage": 0.75, "redundant": 1.0, "replay": 0.1}  # and knob
 ENVIRONMENTS = {
     "greed_games": Environment(
-        tasks={
-            "decoy 1": _greed("decoy", 1.0),
-            "handshake 1": _greed("handshake", 1.0),
-            "bridge 1": _greed("bridge", 1.0) | {"env_args.n_agents": 3},
-            "mirage 0.75": _greed("mirage", 0.75),
-            "redundant 1": _greed("redundant", 1.0),
-            "replay 0.1": _greed("replay", 0.0)
-            | {"env_args.kappa": None, "action_selector": "one_at_a_time", "epsilon_start": 0.1, "epsilon_finish": 0.1},
-        },
+        tasks={f"{game} {knob:g}": greed.setting(game, knob) for game, knob in HARD.items()},
         metric="test_normalised_return_mean",
         tests=1,
     ),
@@ -53,7 +41,7 @@ ENVIRONMENTS = {
 SEPARATE = {"heads.utilities": "separate", "mac": "gated_mac", "gate.acts_on": "none", "heads.act": "global"}
 MEASURED = {"gate.metric": "realised", "gate.realised": "is", "gate.min_rows": 1, "gate.ema": 0.9}
 STORED = {"behaviour.source": "stored"}
-# choice -> option -> (config, overrides); the first option of each choice is the preset itself.
+# choice -> option -> (config, overrides); the first of all is the preset that the others change.
 CHOICES: dict[str, dict[str, tuple[str, dict]]] = {
     "algorithm": {
         "greedy_qmix": ("greedy_qmix", {}),
@@ -103,8 +91,8 @@ CHOICES: dict[str, dict[str, tuple[str, dict]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="greed_games", choices=list(ENVIRONMENTS))
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
-    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--seeds", type=positive, default=5, help="number of seeds")
+    parser.add_argument("--workers", type=positive, default=2, help="processes, of one thread each")
     parser.add_argument("--choices", nargs="+", default=list(CHOICES), choices=list(CHOICES))
     args = parser.parse_args()
 
@@ -124,10 +112,8 @@ def main() -> None:
             table[f"{choice}: {option}"] = summarise_tasks(
                 {task: [score(r, environment) for r in found] for task, found in by_task.items()}
             )
-    PUBLISHED.mkdir(parents=True, exist_ok=True)
     settings = vars(args) | {"tasks": environment.tasks, "metric": environment.metric, "tests": environment.tests}
-    report = {"settings": settings, "machine": machine(), "table": table}
-    (PUBLISHED / f"ablation_{args.env}.json").write_text(json.dumps(report, indent=1) + "\n")
+    publish(f"ablation_{args.env}", settings, records, table=table)
     draw(table, environment.metric, f"{args.env}, {args.seeds} seeds", PUBLISHED / f"ablation_{args.env}.png")
     print(as_markdown(table, environment.metric))
 
@@ -168,14 +154,14 @@ def draw(table: dict, metric: str, title: str, path) -> None:
 def as_markdown(table: dict, metric: str) -> str:
     tasks = list(next(iter(table.values()))["tasks"])
     columns = tasks if len(tasks) > 1 else []
-    head = ["choice", "option", metric, "95% interval", "runs", *columns]
+    head = ["choice", "option", metric, "95% interval", *columns]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, found in table.items():
         choice, option = name.split(": ")
         failed = f" ({found['failed']} failed)" if found["failed"] else ""
-        interval = f"[{found['low']:.2f}, {found['high']:.2f}]"
+        interval = f"[{found['low']:.2f}, {found['high']:.2f}]{failed}"
         means = [f"{found['tasks'].get(task, float('nan')):.2f}" for task in columns]
-        cells = [choice, option, f"{found['iqm']:.2f}", interval, f"{found['runs']}{failed}", *means]
+        cells = [choice, option, f"{found['iqm']:.2f}", interval, *means]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -9,11 +9,10 @@ have hardly been trained. Writes NAME.json and NAME.png to results/published and
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
-from jobs import PUBLISHED, ROOT, Job, machine, run_jobs, summarise
+from jobs import PUBLISHED, ROOT, Job, algorithms, positive, publish, run_jobs, summarise
 
 FORAGING = "lbforaging:Foraging-5x5-2p-1f-v3"
 # task -> environment file, steps, what is shown, other keys
@@ -45,16 +44,14 @@ def main() -> None:
     parser.add_argument("--name", default="curves", help="of the files in results/published")
     parser.add_argument("--configs", nargs="+", default=None, help="algorithms; all by default")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(SMALL))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--workers", type=positive, default=2)
     args = parser.parse_args()
-    configs = args.configs or sorted(path.stem for path in (ROOT / "src/config/algs").glob("*.yaml"))
+    configs = args.configs or algorithms()
     jobs = [job(config, task, seed) for seed in range(args.seeds) for config in configs for task in args.tasks]
     records = run_jobs(jobs, ROOT / "results" / "sweeps" / "curves.jsonl", args.workers)
     table = {config: {task: scores(records, config, task) for task in args.tasks} for config in configs}
-    PUBLISHED.mkdir(parents=True, exist_ok=True)
-    report = {"settings": vars(args), "tasks": TASKS, "machine": machine(), "table": table}
-    (PUBLISHED / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    publish(args.name, vars(args), records, tasks={task: TASKS[task] for task in args.tasks}, table=table)
     draw = draw_tasks if len(configs) <= 8 else draw_configurations
     draw(table, PUBLISHED / f"{args.name}.png")
     print(as_markdown(table))

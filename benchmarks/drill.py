@@ -29,9 +29,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs import PUBLISHED, ROOT, machine
+from jobs import ROOT, add_overrides, add_sources, positive, publish
 
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+add_sources()
+sys.path.insert(1, str(ROOT / "tests"))
 
 STARTING, TRAINING, EVALUATION, WRITING = range(4)  # what a run is doing
 PHASES = {TRAINING: "training", EVALUATION: "evaluation", WRITING: "writing a checkpoint"}
@@ -42,24 +43,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     drills = parser.add_subparsers(dest="what", required=True)
     drill = drills.add_parser("kills")
-    drill.add_argument("--count", type=int, default=200, help="kills in all")
+    drill.add_argument("--count", type=positive, default=200, help="kills in all")
     drill.add_argument("--config", default="greedy_qmix")
     drill.add_argument("--env-config", default="greed_games")
     drill.add_argument("--seed", type=int, default=0, help="of the moments")
-    drill.add_argument("--with", dest="settings", nargs="*", default=["t_max=6000"], help="key=value of the run")
+    add_overrides(drill, ["t_max=6000"])
     drill = drills.add_parser("inputs")
-    drill.add_argument("--count", type=int, default=20_000, help="inputs in all")
+    drill.add_argument("--count", type=positive, default=20_000, help="inputs in all")
     drill.add_argument("--seed", type=int, default=0, help="of the inputs")
     args = parser.parse_args()
     if args.what == "inputs":
         report = inputs(args.count, args.seed)
     else:
-        report = kills(args.config, args.env_config, args.settings, args.count, args.seed)
-    PUBLISHED.mkdir(parents=True, exist_ok=True)
-    report = {"settings": vars(args), "machine": machine(), **report}
-    (PUBLISHED / f"drill_{args.what}.json").write_text(json.dumps(report, indent=1) + "\n")
-    for key in report.keys() - {"settings", "machine"}:
-        print(f"{key:<14}{report[key]}")
+        report = kills(args.config, args.env_config, args.overrides, args.count, args.seed)
+    publish(f"drill_{args.what}", vars(args), **report)
+    for key, found in report.items():
+        print(f"{key:<14}{found}")
     sys.exit(1 if report.get("failures") or report.get("differences") else 0)
 
 

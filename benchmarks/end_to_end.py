@@ -24,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from jobs import ROOT, Peer, add_peers, ask_fresh, experiment, publish, read_peers
+from jobs import ROOT, Peer, add_peers, ask_fresh, experiment, failure, positive, publish, read_peers
 
 INTERVAL = 1000  # environment steps between lines of statistics
 QUIET = {"test_interval": 10**9, "test_nepisode": 1, "log_interval": INTERVAL}
@@ -95,8 +95,8 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--configs", nargs="+", default=["qmix"], help="algorithms here; peers run qmix")
     add_peers(parser)
-    parser.add_argument("--steps", type=int, help="environment steps that are counted; the task's by default")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=positive, help="environment steps that are counted; the task's by default")
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -211,10 +211,6 @@ def pace(lines: list[tuple[int, float, float]], trained: float) -> dict:
         "transitions_per_update": trained,
         "steps": steps1 - steps0,
     }
-
-
-def failure(done: subprocess.CompletedProcess) -> dict:
-    return {"error": done.stderr.strip().splitlines()[-1] if done.stderr else f"exit code {done.returncode}"}
 
 
 def as_text(name: str, what: str, rounds: dict[str, list[dict]], limits: dict[str, dict]) -> str:

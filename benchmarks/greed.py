@@ -9,14 +9,24 @@ Writes NAME.json and NAME.png to results/published and prints the table as markd
 
 import argparse
 import itertools
-import json
 import math
-import sys
 from pathlib import Path
 
-from jobs import PUBLISHED, ROOT, Job, last, machine, run_jobs, summarise
+from jobs import (
+    PUBLISHED,
+    ROOT,
+    Job,
+    add_overrides,
+    add_sources,
+    last,
+    positive,
+    publish,
+    read_overrides,
+    run_jobs,
+    summarise,
+)
 
-sys.path.insert(0, str(ROOT / "src"))
+add_sources()
 
 from envs import greed_games
 from envs import greed_games_solver as solver
@@ -50,15 +60,15 @@ def main() -> None:
     parser.add_argument("--name", default="greed_games", help="of the files in results/published")
     parser.add_argument("--games", nargs="+", default=list(KNOBS), choices=list(KNOBS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=10, help="number of seeds")
-    parser.add_argument("--control-seeds", type=int, default=5, help="number of seeds of the constant weights")
-    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--seeds", type=positive, default=10, help="number of seeds")
+    parser.add_argument("--control-seeds", type=positive, default=5, help="number of seeds of the constant weights")
+    parser.add_argument("--workers", type=positive, default=2, help="processes, of one thread each")
     data = "what is learned from: uniform joint actions, or the learner's own, epsilon-greedy at .3"
     parser.add_argument("--data", choices=("uniform", "own"), default="uniform", help=data)
-    parser.add_argument("--with", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE", help="for every run")
+    add_overrides(parser)
     args = parser.parse_args()
 
-    extra = {key: json.loads(value) for key, value in (item.split("=", 1) for item in args.overrides)}
+    extra = read_overrides(args.overrides)
     jobs = []
     for game, method in itertools.product(args.games, args.methods):
         seeds = args.control_seeds if method.startswith("fixed") else args.seeds
@@ -67,24 +77,28 @@ def main() -> None:
             jobs.append(Job(f"{game} {knob:g}", method, METHODS[method][0], "greed_games", chosen, seed))
     jobs.sort(key=lambda job: job.seed)  # so that a sweep that is stopped has all settings for some seeds
     records = run_jobs(jobs, ROOT / "results" / "sweeps" / f"{args.name}.jsonl", args.workers)
-    PUBLISHED.mkdir(parents=True, exist_ok=True)
     table = {
         game: {f"{knob:g}": summary(game, knob, args.methods, records) for knob in KNOBS[game]} for game in args.games
     }
-    report = {"settings": vars(args) | {"run": SETTINGS}, "machine": machine(), "table": table}
-    (PUBLISHED / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    publish(args.name, vars(args) | {"run": SETTINGS}, records, table=table)
     draw(table, args.methods, PUBLISHED / f"{args.name}.png")
     print(as_markdown(table, args.methods))
 
 
-def overrides(game: str, knob: float, method: str, data: str, extra: dict) -> tuple:
+def setting(game: str, knob: float) -> dict:
+    """The keys of a game whose knob is set."""
     chosen: dict = {"env_args.game": game, "env_args.kappa": knob, **SETTINGS}
     if game in AGENTS:
         chosen["env_args.n_agents"] = AGENTS[game]
     if game == "replay":
         chosen |= {"env_args.kappa": None, "action_selector": "one_at_a_time"}
         chosen |= {"epsilon_start": knob, "epsilon_finish": knob}
-    elif data == "own":
+    return chosen
+
+
+def overrides(game: str, knob: float, method: str, data: str, extra: dict) -> tuple:
+    chosen = setting(game, knob)
+    if data == "own" and game != "replay":
         chosen |= {"epsilon_start": 0.3, "epsilon_finish": 0.3, "buffer_size": 512}
     chosen |= METHODS[method][1] | extra
     return tuple(sorted(chosen.items()))

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -23,7 +23,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "results" / "published"
@@ -49,8 +48,8 @@ class Job:
 def run_jobs(jobs: list[Job], store: Path, workers: int) -> list[dict]:
     """The records of all jobs; those that `store` holds already are not run again.
 
-    A record is the job's fields, `seconds`, and `metrics`: name -> [[step, value], ...] of every logged statistic; or
-    `error` if the run failed.
+    A record is the job's fields, `commit`, `seconds`, and `metrics`: name -> [[step, value], ...] of every logged
+    statistic; or `error` if the run failed. Wrong configurations end the program before anything is run.
     """
     store.parent.mkdir(parents=True, exist_ok=True)
     done = {}
@@ -60,6 +59,7 @@ def run_jobs(jobs: list[Job], store: Path, workers: int) -> list[dict]:
             if "error" not in record:  # what failed is tried again
                 done[record["key"]] = record
     todo = [job for job in jobs if job.key not in done]
+    check(todo)
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them in {store}; {workers} worker(s)", flush=True)
     started = time.monotonic()
     context = multiprocessing.get_context("spawn")
@@ -76,8 +76,20 @@ def run_jobs(jobs: list[Job], store: Path, workers: int) -> list[dict]:
     return [done[job.key] for job in jobs]
 
 
+def check(jobs: list[Job]) -> None:
+    """End the program with one line if a configuration is wrong; each is looked at once for all seeds."""
+    add_sources()
+    from config.schema import ConfigError, load
+
+    try:
+        for config, env_config, overrides in {(job.config, job.env_config, job.overrides): None for job in jobs}:
+            load(config, env_config, nested(dict(overrides)))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
 def _run(job: Job) -> dict:
-    record = {"key": job.key, **asdict(job)}
+    record = {"key": job.key, **asdict(job), "commit": commit()}
     started = time.monotonic()
     try:
         overrides = {"seed": job.seed, "use_cuda": False, "plot": False, "torch_threads": 1, **dict(job.overrides)}
@@ -129,12 +141,15 @@ def ask_fresh(script: str, what: Mapping[str, object], environment: Mapping[str,
     """What `script --worker JSON` prints as a line of JSON in a process of its own; {"error": ...} if it fails."""
     waiting = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # as src/main.py has it
     command = [sys.executable, script, "--worker", json.dumps(what)]
-    env = os.environ | waiting | (environment or {})
+    env = os.environ | waiting | dict(environment or {})
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not answers:
-        return {"error": done.stderr.strip().splitlines()[-1] if done.stderr else f"exit code {done.returncode}"}
-    return json.loads(answers[-1])
+    return failure(done) if done.returncode or not answers else json.loads(answers[-1])
+
+
+def failure(done: subprocess.CompletedProcess) -> dict[str, str]:
+    """What a row says of a process that failed."""
+    return {"error": done.stderr.strip().splitlines()[-1] if done.stderr else f"exit code {done.returncode}"}
 
 
 def nested(overrides: Mapping[str, object]) -> dict:
@@ -149,59 +164,64 @@ def nested(overrides: Mapping[str, object]) -> dict:
     return found
 
 
+def algorithms() -> list[str]:
+    """The names of all configurations of algorithms."""
+    return sorted(path.stem for path in (ROOT / "src" / "config" / "algs").glob("*.yaml"))
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def add_overrides(parser: argparse.ArgumentParser, default: Sequence[str] = ()) -> None:
+    """The option --with, as src/main.py has it."""
+    parser.add_argument("--with", dest="overrides", nargs="*", default=default, metavar="KEY=VALUE", help="of all runs")
+
+
+def read_overrides(pairs: Sequence[str]) -> dict[str, object]:
+    """The values of `--with`, keys of a block with a dot; values are read as src/main.py reads them."""
+    from sacred.arg_parser import get_config_updates
+    from sacred.utils import iterate_flattened
+
+    updates, bare = get_config_updates(list(pairs))
+    if bare:
+        sys.exit(f"error: --with {bare[0]}: write key=value")
+    return dict(iterate_flattened(updates))
+
+
 def last(record: dict, metric: str) -> float:
     """The last logged value; not a number if the run failed or did not log it."""
     curve = record.get("metrics", {}).get(metric)
     return curve[-1][1] if curve else float("nan")
 
 
-def iqm(values, axis: int = -1):
-    """The interquartile mean: without the lowest and the highest quarter. (Agarwal et al. 2021)"""
-    return stats.trim_mean(values, 0.25, axis=axis)
+def summarise(values: Sequence[float]) -> dict:
+    """Interquartile mean of runs with its 95% interval, their values, and how many there were and failed."""
+    found = summarise_tasks({"": values})
+    return {key: found[key] for key in ("iqm", "low", "high", "runs", "failed")} | {"values": found["values"][""]}
 
 
-def interval(values, confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the interquartile mean over runs."""
-    values = np.asarray(values, float)
-    if len(values) < 2 or np.ptp(values) == 0:
-        return float(values.min()), float(values.max())
-    rng = np.random.default_rng(0)
-    found = stats.bootstrap(
-        (values,), iqm, vectorized=True, confidence_level=confidence, method="percentile", n_resamples=2000, rng=rng
-    ).confidence_interval
-    return float(found.low), float(found.high)
+def summarise_tasks(values: Mapping[str, Sequence[float]]) -> dict:
+    """`summarise` over the runs of several tasks, pooled, but drawn anew within each task; also each task's mean."""
+    add_sources()
+    from reporting.statistics import interquartile_mean, interval
 
-
-def summarise(values) -> dict:
-    """Interquartile mean, its interval, and how many runs there were and failed."""
-    values = np.asarray(values, float)
-    ok = values[np.isfinite(values)]
-    low, high = interval(ok) if len(ok) else (float("nan"), float("nan"))
-    return {
-        "iqm": float(iqm(ok)) if len(ok) else float("nan"),
-        "low": low,
-        "high": high,
-        "runs": len(values),
-        "failed": int(len(values) - len(ok)),
-    }
-
-
-def summarise_tasks(values: dict[str, list[float]], resamples: int = 5000) -> dict:
-    """`summarise` over the runs of several tasks, as rliable does: pooled, and resampled within each task.
-
-    Tasks are fixed, only seeds are chance. Also the mean of each task alone.
-    """
     finite = {task: np.asarray(runs, float)[np.isfinite(runs)] for task, runs in values.items()}
-    pooled = np.concatenate(list(finite.values()))
-    rng = np.random.default_rng(0)
-    drawn = np.concatenate([rng.choice(runs, (resamples, len(runs))) for runs in finite.values() if len(runs)], axis=1)
-    low, high = np.quantile(iqm(drawn), [0.025, 0.975])
-    return summarise(pooled) | {
+    finite = {task: runs for task, runs in finite.items() if len(runs)}
+    pooled = list(finite.values())
+    low, high = interval(interquartile_mean, pooled) if pooled else (float("nan"), float("nan"))
+    runs = sum(map(len, values.values()))
+    return {
+        "iqm": float(interquartile_mean(pooled)) if pooled else float("nan"),
         "low": float(low),
         "high": float(high),
-        "runs": sum(map(len, values.values())),
-        "failed": sum(map(len, values.values())) - len(pooled),
-        "tasks": {task: float(np.mean(runs)) for task, runs in finite.items() if len(runs)},
+        "values": {task: [round(float(value), 4) for value in found] for task, found in values.items()},
+        "runs": runs,
+        "failed": runs - sum(map(len, pooled)),
+        "tasks": {task: float(found.mean()) for task, found in finite.items()},
     }
 
 
@@ -235,10 +255,23 @@ def read_peers(args: argparse.Namespace) -> dict[str, Peer]:
     return peers
 
 
-def publish(name: str, settings: Mapping, **found: object) -> None:
-    """Write NAME.json to results/published: the settings, the machine, and what was found."""
+def publish(name: str, settings: Mapping, records: Sequence[dict] = (), **found: object) -> None:
+    """Write NAME.json to results/published: what `described` gives."""
+    write(name, described(settings, records, **found))
+
+
+def described(settings: Mapping, records: Sequence[dict] = (), **found: object) -> dict:
+    """What was found, with the settings and the machine.
+
+    Args:
+        records: the runs from which it was found, which may be of earlier commits than the machine's.
+    """
+    commits = {"commits_of_runs": sorted({record.get("commit", "") for record in records})} if records else {}
+    return {"settings": dict(settings), "machine": machine(), **commits, **found}
+
+
+def write(name: str, report: dict) -> None:
     PUBLISHED.mkdir(parents=True, exist_ok=True)
-    report = {"settings": dict(settings), "machine": machine(), **found}
     (PUBLISHED / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -247,7 +280,6 @@ def machine() -> dict:
     models = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     gpus = []
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -258,6 +290,11 @@ def machine() -> dict:
         "gpus": gpus,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "date": f"{datetime.now():%Y-%m-%d}",
     }
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip()

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from jobs import ROOT, Peer, add_peers, publish, read_peers
+from jobs import ROOT, Peer, add_peers, algorithms, positive, publish, read_peers
 
 SHAPES = {  # agents, observation, state, actions
     "3m": (3, 75, 72, 8),
@@ -40,9 +40,9 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--lengths", nargs="+", choices=["full", "realistic"], default=["full", "realistic"])
     add_peers(parser)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=5, help="in a round")
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--updates", type=positive, default=5, help="in a round")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--busy", type=int, default=0, help="other processes that compute meanwhile")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -50,7 +50,7 @@ def main() -> None:
     if args.worker:
         work(**json.loads(args.worker))
         return
-    configs = args.configs or sorted(path.stem for path in (ROOT / "src/config/algs").glob("*.yaml"))
+    configs = args.configs or algorithms()
     peers = {name: peer for name, peer in read_peers(args).items() if (peer.path / "src/learners").is_dir()}
     table = {}
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.busy)]

@@ -15,7 +15,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from jobs import PUBLISHED, ROOT, machine
+from jobs import PUBLISHED, ROOT, add_overrides, publish
 
 
 def main() -> None:
@@ -23,20 +23,18 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the files in results/published")
     parser.add_argument("--config", required=True)
     parser.add_argument("--env-config", required=True)
-    parser.add_argument("--with", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
+    add_overrides(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6])
     parser.add_argument("--metric", default="test_return_mean", help="a logged name")
     parser.add_argument("--goal", type=float, required=True, help="value of the metric to reach")
     args = parser.parse_args()
 
-    PUBLISHED.mkdir(parents=True, exist_ok=True)
     runs = []
     for seed in args.seeds:
         print(f"seed {seed} ({len(runs) + 1} of {len(args.seeds)})", flush=True)
         runs.append(measure(args, seed))
         print(json.dumps({k: v for k, v in runs[-1].items() if k != "curve"}), flush=True)
-        report = {"settings": vars(args), "machine": machine(), "runs": runs}
-        (PUBLISHED / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+        publish(args.name, vars(args), runs=runs)
     draw(runs, args, PUBLISHED / f"{args.name}.png")
     print(as_markdown(runs, args.goal))
 
@@ -49,6 +47,8 @@ def measure(args, seed: int) -> dict:
     started = time.time()
     done = subprocess.run(command, cwd=ROOT, check=False)
     seconds = time.time() - started
+    if done.returncode == 2:  # wrong input, which the run has named
+        sys.exit(2)
     if done.returncode != 0:
         return {"seed": seed, "exit_code": done.returncode, "seconds": seconds}
     metrics = json.loads((folder / "sacred" / "1" / "metrics.json").read_text())

@@ -24,12 +24,10 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from jobs import PUBLISHED, ROOT, machine
+from end_to_end import QUIET
+from jobs import ROOT, add_sources, positive, publish
 from learner_step import our_learner, step
 
-INTERVAL = 1000  # environment steps between lines of statistics
-QUIET = {"test_interval": 10**9, "test_nepisode": 1, "log_interval": INTERVAL, "plot": False}
-QUIET |= {"runner_log_interval": INTERVAL, "learner_log_interval": INTERVAL}
 TASKS = {  # keys behind the environment's own
     "matrix_games": {},
     "smax": {"env_args.map_name": "3m"},
@@ -39,15 +37,17 @@ TASKS = {  # keys behind the environment's own
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", nargs="+", default=["qmix", "greedy_qmix"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 4, 10], help="numbers of them at once")
+    parser.add_argument("--seeds", nargs="+", type=positive, default=[1, 4, 10], help="numbers of them at once")
     parser.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--shapes", nargs="*", default=["3m"], help="of the update, as in learner_step.py")
     parser.add_argument("--agents", nargs="+", choices=["rnn", "mlp"], default=["rnn", "mlp"], help="of the update")
     parser.add_argument("--steps", type=int, default=12000, help="environment steps of a run")
     parser.add_argument("--after", type=int, default=4000, help="those that are not counted")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=5, help="in a round")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="runs of one seed at a time")
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--updates", type=positive, default=5, help="in a round")
+    parser.add_argument(
+        "--workers", type=positive, default=len(os.sched_getaffinity(0)), help="runs of one seed at a time"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
     table: dict[str, dict] = {}
@@ -61,14 +61,12 @@ def main() -> None:
             title = f"{config}, end to end, {task}"
             table[title] = measure_runs(args, config, task)
             print(as_text(title, "s per 1,000 steps of each seed", table[title]), flush=True)
-    report = {"settings": vars(args), "machine": machine(), "table": table}
-    PUBLISHED.mkdir(parents=True, exist_ok=True)
-    (PUBLISHED / "many_seeds.json").write_text(json.dumps(report, indent=1) + "\n")
+    publish("many_seeds", vars(args), table=table)
 
 
 def measure_updates(args, config: str, shape: str, agent: str) -> dict[str, list[float]]:
     """Milliseconds of an update, by what was updated: the medians of rounds."""
-    sys.path.insert(0, str(ROOT / "src"))
+    add_sources()
     import torch
 
     from components.episode_buffer import joined
@@ -125,7 +123,11 @@ def measure_runs(args, config: str, task: str) -> dict[str, list[float]]:
 def run(args, config: str, task: str, seeds: int) -> float:
     """Seconds for 1,000 steps of every seed."""
     with tempfile.TemporaryDirectory() as folder:
-        keys = QUIET | TASKS[task] | {"t_max": args.steps, "seeds": seeds, "use_cuda": args.device == "cuda"}
+        keys = (
+            QUIET
+            | TASKS[task]
+            | {"plot": False, "t_max": args.steps, "seeds": seeds, "use_cuda": args.device == "cuda"}
+        )
         keys["local_results_path"] = f"{folder}/results"
         command = [sys.executable, "src/main.py", f"--config={config}", f"--env-config={task}", "with"]
         subprocess.run(

@@ -57,9 +57,7 @@ def replay_types() -> list[dict[str, str]]:
     from config.schema import Run
 
     key = "replay_dtype"
-    return (
-        [{key: name} for name in typing.get_args(Run.model_fields[key].annotation)] if key in Run.model_fields else [{}]
-    )
+    return [{key: name} for name in typing.get_args(Run.model_fields[key].annotation)]
 
 
 def as_text(name: str, row: dict) -> str:

@@ -10,7 +10,7 @@
   e8  does a wider mixer escape DECOY?
   e9  does a mixer that can be concave mend REDUNDANT?
 
-Writes questions.json to results/published and prints the tables as markdown.
+Writes questions.json to results/published, where tables of other questions stay, and prints the tables as markdown.
 
   python benchmarks/questions.py --questions e8 e9 --seeds 10
 """
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from greed import SETTINGS
-from jobs import PUBLISHED, ROOT, Job, last, machine, run_jobs, summarise
+from jobs import PUBLISHED, ROOT, Job, described, last, positive, run_jobs, summarise, write
 
 RETURN = "test_normalised_return_mean"
 
@@ -153,8 +153,8 @@ def main() -> None:
     questions = _questions()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", nargs="+", default=list(questions), choices=list(questions))
-    parser.add_argument("--seeds", type=int, default=10, help="number of seeds")
-    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--seeds", type=positive, default=10, help="number of seeds")
+    parser.add_argument("--workers", type=positive, default=2, help="processes, of one thread each")
     args = parser.parse_args()
 
     jobs = [
@@ -164,19 +164,17 @@ def main() -> None:
         for seed in range(args.seeds)
     ]
     records = run_jobs(jobs, ROOT / "results" / "sweeps" / "questions.jsonl", args.workers)
-    tables: dict[str, dict] = {}
-    for question in args.questions:
-        rows = tables.setdefault(question, {})
-        for name in questions[question].variants:
-            runs = [r for r in records if r["group"] == question and r["method"] == name]
-            measures = questions[question].measures
-            rows[name] = {column: summarise([measure(r) for r in runs]) for column, measure in measures.items()}
-        print(as_markdown(question, rows))
-    PUBLISHED.mkdir(parents=True, exist_ok=True)
     file = PUBLISHED / "questions.json"
-    before = json.loads(file.read_text())["tables"] if file.exists() else {}
-    report = {"settings": vars(args) | {"run": SETTINGS}, "machine": machine(), "tables": before | tables}
-    file.write_text(json.dumps(report, indent=1) + "\n")
+    tables = json.loads(file.read_text()) if file.exists() else {}
+    for question in args.questions:
+        rows, measures = {}, questions[question].measures
+        asked = [record for record in records if record["group"] == question]
+        for name in questions[question].variants:
+            runs = [record for record in asked if record["method"] == name]
+            rows[name] = {column: summarise([measure(r) for r in runs]) for column, measure in measures.items()}
+        tables[question] = described({"seeds": args.seeds, "run": SETTINGS}, asked, table=rows)
+        print(as_markdown(question, rows))
+    write("questions", tables)
 
 
 def as_markdown(question: str, rows: dict) -> str:

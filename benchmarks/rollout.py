@@ -16,7 +16,7 @@ import os
 import time
 
 import numpy as np
-from jobs import experiment, publish
+from jobs import experiment, positive, publish
 
 ENVIRONMENTS: dict[str, dict] = {  # environment file -> its keys
     "matrix_games": {},
@@ -35,10 +35,12 @@ def main() -> None:
     parser.add_argument("--name", default="rollout", help="of the file in results/published")
     parser.add_argument("--envs", nargs="+", choices=list(ENVIRONMENTS), default=list(ENVIRONMENTS))
     parser.add_argument("--runners", nargs="+", choices=RUNNERS, default=list(RUNNERS))
-    parser.add_argument("--counts", nargs="+", type=int, default=[4**n for n in range(6)], help="environments")
-    parser.add_argument("--processes", type=int, default=2 * (os.cpu_count() or 1), help="most of the parallel runner")
+    parser.add_argument("--counts", nargs="+", type=positive, default=[4**n for n in range(6)], help="environments")
+    parser.add_argument(
+        "--processes", type=positive, default=2 * (os.cpu_count() or 1), help="most of the parallel runner"
+    )
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement, at least")
-    parser.add_argument("--rounds", type=int, default=3, help="with and without the network in turn")
+    parser.add_argument("--rounds", type=positive, default=3, help="with and without the network in turn")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
     most = {"vector": max(args.counts), "parallel": args.processes, "episode": 1}

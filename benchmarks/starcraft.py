@@ -13,7 +13,6 @@ episodes while games fail, and counts what comes back, what is left behind, and 
 """
 
 import argparse
-import json
 import logging
 import os
 import subprocess
@@ -22,30 +21,28 @@ import time
 from pathlib import Path
 
 import numpy as np
-from jobs import PUBLISHED, ROOT, machine
+from jobs import ROOT, add_sources, positive, publish
 
-sys.path.insert(0, str(ROOT / "src"))
+add_sources()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["throughput", "soak", "bare"], help="bare: one process of `throughput`")
     parser.add_argument("--maps", nargs="+", default=["3m", "2s3z", "27m_vs_30m"])
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=positive, default=2)
     parser.add_argument("--seconds", type=float, default=10, help="throughput: of each measurement")
-    parser.add_argument("--rounds", type=int, default=3, help="throughput: of all three ways, one after another")
+    parser.add_argument("--rounds", type=positive, default=3, help="throughput: of all three ways, one after another")
     parser.add_argument(
         "--step-ms", nargs="+", default=["0"], help="throughput: what a step of the stand-in takes at least"
     )
-    parser.add_argument("--episodes", type=int, default=1000, help="soak: on the first map")
+    parser.add_argument("--episodes", type=positive, default=1000, help="soak: on the first map")
     args = parser.parse_args()
     if args.what == "bare":
         print(bare(args.maps[0], args.seconds))
         return
-    report = {"settings": vars(args), "game": game(), "machine": machine()}
-    report |= throughput(args) if args.what == "throughput" else soak(args)
-    PUBLISHED.mkdir(parents=True, exist_ok=True)
-    (PUBLISHED / f"starcraft_{args.what}.json").write_text(json.dumps(report, indent=1) + "\n")
+    found = throughput(args) if args.what == "throughput" else soak(args)
+    publish(f"starcraft_{args.what}", vars(args), game=game(), **found)
 
 
 def game() -> str:

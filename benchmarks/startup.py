@@ -18,7 +18,7 @@ import tempfile
 import time
 
 import numpy as np
-from jobs import add_sources, ask_fresh, experiment, publish
+from jobs import add_sources, ask_fresh, experiment, positive, publish
 
 KEYS = {  # environment file -> its keys
     "smax": {"env_args.map_name": "3m"},
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="startup", help="of the file in results/published")
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), metavar="CONFIG:ENV")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -10,10 +10,10 @@ best in bold.
 
 import argparse
 import itertools
-import json
+import sys
 
 import numpy as np
-from jobs import PUBLISHED, ROOT, Job, machine, run_jobs
+from jobs import ROOT, Job, add_overrides, algorithms, positive, publish, read_overrides, run_jobs
 
 GRID = {"lr": (0.0005, 0.001), "target_update_tau": (0.01, 0.03)}
 SAME = {"optimizer": "adam", "lr_finish": 0.00001, "target_update_interval": None}  # as greedy_qmix has them
@@ -31,7 +31,7 @@ TESTS = 3  # the last ones, which are the score
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="tuning", help="of the file in results/published")
-    known = [*ALGORITHMS, *sorted({path.stem for path in (ROOT / "src/config/algs").glob("*.yaml")} - set(ALGORITHMS))]
+    known = [*ALGORITHMS, *(name for name in algorithms() if name not in ALGORITHMS)]
     parser.add_argument(
         "--configs",
         nargs="+",
@@ -42,34 +42,34 @@ def main() -> None:
     )
     parser.add_argument("--env-config", default="smax")
     parser.add_argument("--metric", default="test_battle_won_mean")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101])
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--with",
-        dest="overrides",
-        nargs="+",
-        metavar="KEY=VALUE",
-        default=["env_args.map_name=3m", "t_max=100000", "test_interval=10000", "epsilon_anneal_time=50000"],
-    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101], help="not those of the comparison")
+    parser.add_argument("--workers", type=positive, default=2)
+    add_overrides(parser, ["env_args.map_name=3m", "t_max=100000", "test_interval=10000", "epsilon_anneal_time=50000"])
     args = parser.parse_args()
-    common = SAME | dict(_key_value(pair) for pair in args.overrides)
+    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+        sys.exit(f"error: --seeds {' '.join(map(str, args.seeds))}: give different whole numbers from 0 on")
+    given = read_overrides(args.overrides)
+    for key in GRID.keys() & given.keys():
+        sys.exit(f"error: --with {key}={given[key]}: {key} is what is tuned; leave it out")
+    common = SAME | given
     settings = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
-    algorithms = {name: ALGORITHMS.get(name, (name, {})) for name in args.configs}
+    chosen = {name: ALGORITHMS.get(name, (name, {})) for name in args.configs}
     jobs = [
         Job(args.name, name, config, args.env_config, tuple(sorted((common | own | setting).items())), seed)
         for seed in args.seeds
-        for name, (config, own) in algorithms.items()
+        for name, (config, own) in chosen.items()
         for setting in settings
     ]
     records = run_jobs(jobs, ROOT / "results" / "sweeps" / "tuning.jsonl", args.workers)
-    table = {name: [] for name in algorithms}
-    for name, setting in itertools.product(algorithms, settings):
+    logged = {name for record in records for name in record.get("metrics", {})}
+    if logged and args.metric not in logged:
+        sys.exit(f"error: --metric={args.metric} was not logged; logged: {', '.join(sorted(logged))}")
+    table = {name: [] for name in chosen}
+    for name, setting in itertools.product(chosen, settings):
         mine = [r for r in records if r["method"] == name and setting.items() <= dict(r["overrides"]).items()]
         scores = [_score(record, args.metric) for record in mine]
         table[name].append({"setting": setting, "score": float(np.mean(scores)), "scores": scores})
-    report = {"settings": vars(args), "same": common, "machine": machine(), "table": table}
-    PUBLISHED.mkdir(parents=True, exist_ok=True)
-    (PUBLISHED / f"{args.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    publish(args.name, vars(args), records, same=common, table=table)
     print(as_markdown(table))
 
 
@@ -88,14 +88,6 @@ def _score(record: dict, metric: str) -> float:
     """The mean of a run's last tests; the worst there is if it failed."""
     curve = record.get("metrics", {}).get(metric, [])
     return float(np.mean([value for _, value in curve[-TESTS:]])) if curve else -np.inf
-
-
-def _key_value(pair: str) -> tuple[str, object]:
-    key, _, value = pair.partition("=")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
 
 
 if __name__ == "__main__":

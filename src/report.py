@@ -18,7 +18,8 @@ HELP = """Compare runs: tables on the screen (markdown), pictures and one page i
   RESULTS             folders of results (results), or of single runs (results/sacred/1); or a MongoDB without a
                       password (mongodb://host:port/database); or the word MONGO_URL, for the one that this variable
                       of the environment, or the file that MONGO_URL_FILE names, says
-  --out=DIR           where report.html, report.md and the pictures (PNG, SVG) go (results/report)
+  --out=DIR           where report.html, report.md, the pictures (PNG, SVG) and every test of every run (tests.csv)
+                      go (results/report)
   --metric=NAME       what runs are scored by (test_battle_won_mean where it is logged, else
                       test_normalised_return_mean, else test_return_mean)
   --tests=N           a run's score is the mean of its last N tests (1)
@@ -67,6 +68,7 @@ def main(argv: list[str]) -> int:
             for kind in ("png", "svg"):
                 (options.out / f"{name}.{kind}").write_bytes(page.picture(figure, kind))
         (options.out / "report.md").write_text(text)
+        (options.out / "tests.csv").write_text(page.as_csv(study))
         command = shlex.join(["python", "src/report.py", *argv[1:]])
         (options.out / "report.html").write_text(page.as_html(study, figures, command))
     except UserError as error:

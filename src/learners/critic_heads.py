@@ -5,13 +5,12 @@ centralised critic Q(s, p) of all agents' policies. What `Heads` takes a maximum
 heads' values are those of the policies. Legend: that of `q_learner`.
 """
 
-from functools import cached_property
-
 import torch
 
 from learners.heads import Heads
 from objectives import actor_critic
 from objectives.behaviour import expected_value
+from utils.computed import computed
 
 
 class CriticHeads(Heads):
@@ -29,24 +28,24 @@ class CriticHeads(Heads):
         super().__init__(step, q_i, q_i, critic, beta)
         self.policy, self.acted, self.played = policy.detach(), acted.detach(), played[:, :-1]
 
-    @cached_property
+    @computed
     def q_tot(self) -> torch.Tensor:
         """Q(s, a) of the logged joint action, (B, T, 1)."""
         with torch.enable_grad():
             return self.mixer(self.played, self.state)
 
-    @cached_property
+    @computed
     def q_cf(self) -> torch.Tensor:
         """Q(s, e_k, a_-i), (B, T, N, A)."""
         with torch.enable_grad():
             return self.mixer.counterfactual(self.played, self.state)
 
-    @cached_property
+    @computed
     def value_i(self) -> torch.Tensor:
         """Q_i(pi_i) of every agent, (B, T, N), without gradient."""
         return expected_value(self.q_i, self.policy).detach()
 
-    @cached_property
+    @computed
     def value_c(self) -> torch.Tensor:
         """Q(s, pi), (B, T, 1), without gradient."""
         with torch.no_grad():

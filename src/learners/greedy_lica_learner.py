@@ -66,8 +66,7 @@ class GreedyLICALearner(GreedyTerms, LICALearner):
         with torch.no_grad():
             v_i, v_c = self._bootstrap_values(batch, step, policy, played)  # (B, T, N), (B, T, 1)
             self._update_gate(step, heads)
-            slow = self.heads(step, unroll(self.slow_independent, batch), self.slow_critic, now, acted, played)
-            alternative = self._alternative_policies(slow)
+            alternative = self._alternative_policies(batch, step, now, acted, played)
             bonus_i, bonus_c = self._munchausen_bonuses(step, alternative)
             target_i = self._targets(step, step.reward + bonus_i, v_i)
             target_c = self._targets(step, step.reward + bonus_c, v_c)
@@ -160,11 +159,14 @@ class GreedyLICALearner(GreedyTerms, LICALearner):
         tau_i, tau_c = cfg.tau * self.target_std
         return v_i + tau_i * entropy, v_c + tau_c * of_team
 
-    def _alternative_policies(self, slow: CriticHeads) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """log rho_h that head h is regularised toward, (B, T, N, A)."""
+    def _alternative_policies(
+        self, batch, step: Transitions, policy, acted, played
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """log rho_h that head h is regularised toward, (B, T, N, A); None if nothing is."""
         cfg = self.cfg.munchausen
         if cfg.source == "none":
             return None
+        slow = self.heads(step, unroll(self.slow_independent, batch), self.slow_critic, policy, acted, played)
         tau_i, tau_c = cfg.tau * self.target_std
         independent, cooperative = slow.log_policy_independent(tau_i), slow.log_policy_counterfactual(tau_c)
         return (independent, cooperative) if cfg.source == "self" else (cooperative, independent)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from learners.greedy_terms import HEADS, STATISTICS, GreedyTerms, read_blocks
 from learners.heads import Heads
-from learners.q_learner import Objective, QLearner, Transitions
+from learners.q_learner import Objective, QLearner, Transitions, greedy_actions
 from modules.mixers import InStates, counterfactual_q_tot
 from objectives import conservative, gate, munchausen, shared_experience
 from objectives.td import discounted_returns, one_step_targets, td_loss
@@ -217,7 +217,7 @@ class GreedyQLearner(GreedyTerms, QLearner):
         beta: Any = heads.beta  # None is refused with gate.realised=is
         excesses, counts = [], []
         for h in range(2):
-            match = (heads.greedy(h) == step.actions).all(dim=2).to(step.reward.dtype) * step.mask  # (B, T, 1)
+            match = (heads.greedy[h] == step.actions).all(dim=2).to(step.reward.dtype) * step.mask  # (B, T, 1)
             if cfg.realised == "match":
                 realised = one_step_targets(step.reward, step.terminated, next_values[h], self.args.gamma)
                 weight = match
@@ -253,15 +253,14 @@ class GreedyQLearner(GreedyTerms, QLearner):
             if cfg.metric in gate.MEASURED or cfg.target == "cert":
                 stats[f"excess_{head}"] = self.excess_ema[h]
         if not self.shared:
-            disagree = (heads.greedy(0) != heads.greedy(1)).any(dim=2).to(step.mask.dtype)
+            disagree = (heads.greedy[0] != heads.greedy[1]).any(dim=2).to(step.mask.dtype)
             stats["heads_disagree"] = masked_mean(disagree, step.mask)
         return stats
 
     @staticmethod
     def _greedy_change(heads: Heads, q_target: torch.Tensor) -> torch.Tensor:
         """1 where the target network's greedy action is not the online network's, of the cooperative utilities."""
-        before = q_target.masked_fill(heads.avail == 0, -torch.inf).argmax(dim=3, keepdim=True)
-        return (before != heads.greedy(1)).squeeze(3).to(q_target.dtype)
+        return (greedy_actions(q_target, heads.avail) != heads.greedy[1]).squeeze(3).to(q_target.dtype)
 
     def _imitation_loss(self, batch, step: Transitions, heads: Heads) -> torch.Tensor | None:
         """What the agents learn so as to follow the gate's choice in each state without seeing it (`heads.act`)."""
@@ -274,9 +273,8 @@ class GreedyQLearner(GreedyTerms, QLearner):
             wanted = chosen.expand_as(output.squeeze(-1)).to(output.dtype)
             losses = F.binary_cross_entropy_with_logits(output.squeeze(-1), wanted, reduction="none")
         else:
-            action = torch.where(chosen.unsqueeze(2), heads.greedy(0), heads.greedy(1))
-            log_policy = torch.log_softmax(output.masked_fill(heads.avail == 0, -torch.inf), dim=-1)
-            losses = -log_policy.gather(3, action).squeeze(3)
+            action = torch.where(chosen.unsqueeze(2), heads.greedy[0], heads.greedy[1])
+            losses = -munchausen.log_policy(output, heads.avail, 1.0).gather(3, action).squeeze(3)
         return masked_mean(losses, mask)
 
     def _trusts_independent(self, heads: Heads) -> torch.Tensor:
@@ -300,7 +298,8 @@ class GreedyQLearner(GreedyTerms, QLearner):
         v_c = InStates(self.target_mixer, step.state[:, 1:], step.mask)(utilities)
         if self.cfg.gate.target == "own":
             return v_i, v_c
-        gated = gate.gated_value(self._team(v_i), v_c, self.cfg.gate.target, self.weights, self.excess_ema)
+        excess = (self.excess_ema, self.excess_known)
+        gated = gate.gated_value(self._team(v_i), v_c, self.cfg.gate.target, self.weights, *excess)
         return gated.expand_as(v_i), gated
 
     def _utility_values(self, head: int, q, target_q, avail) -> torch.Tensor:

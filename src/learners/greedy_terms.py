@@ -199,8 +199,9 @@ class GreedyTerms:
         log_beta, posterior = self.behaviour(*episodes)
         loss, stats = behaviour.model_loss(log_beta, posterior, step.actions, step.mask, self.cfg.behaviour.kl_weight)
         self._behaviour_loss = loss
-        with torch.no_grad():
-            return self.behaviour.log_probs(*episodes).exp(), stats | {"behaviour_loss": loss.detach()}
+        with torch.no_grad():  # without latents that was all
+            found = log_beta.squeeze(0) if posterior is None else self.behaviour.log_probs(*episodes)
+            return found.exp(), stats | {"behaviour_loss": loss.detach()}
 
     def _train_behaviour(self) -> None:
         """One step of the behaviour model, if there is one, on the batch that it was last asked about.

@@ -5,8 +5,11 @@ mixer. With shared utilities both read the same Q_i. Propositions are those of d
 `q_learner`.
 """
 
+from collections.abc import Callable
+
 import torch
 
+from learners.q_learner import greedy_actions
 from modules.mixers import InStates, mixer_gains
 from objectives import conservative
 from objectives.behaviour import expected_value
@@ -27,9 +30,9 @@ class Heads:
         self.beta = beta
         self.actions, self.mask = step.actions, step.mask
         self.avail, self.state = step.avail[:, :-1], step.state[:, :-1]
-        self.q_i, self.q_c = q_i[:, :-1], q_c[:, :-1]
-        self.chosen_i = self._taken(self.q_i)  # (B, T, N)
-        self.chosen_c = self.chosen_i if q_c is q_i else self._taken(self.q_c)
+        self.q_i = q_i[:, :-1]
+        self.q_c = self.q_i if q_c is q_i else q_c[:, :-1]
+        self.chosen_i, self.chosen_c = self._of_both(lambda q, _: _taken(q, self.actions))  # (B, T, N) each
 
     @computed
     def _mix(self) -> InStates:
@@ -49,24 +52,35 @@ class Heads:
             return self._mix.counterfactual(self.chosen_c, self.q_c)
 
     @computed
+    def greedy(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The heads' greedy joint actions, (B, T, N, 1) each."""
+        return self._of_both(lambda q, _: greedy_actions(q, self.avail))
+
+    @computed
+    def best(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """max_a Q(a) of every agent's utilities, (B, T, N) for each head."""
+        with torch.enable_grad():
+            return self._of_both(lambda q, head: _taken(q, self.greedy[head]))
+
+    @computed
+    def q_best(self) -> torch.Tensor:
+        """max_a Q_tot(a) = f(max Q_1, ..., max Q_N; s), (B, T, 1) (Proposition 1.2)."""
+        with torch.enable_grad():
+            return self._mix(self.best[1])
+
+    @computed
     def value_i(self) -> torch.Tensor:
-        """max_a Q_i(a) of every agent, (B, T, N), without gradient."""
-        return conservative.sup_value(self.q_i.detach(), self.avail, "max")
+        """The independent head's value of every agent, max_a Q_i(a), (B, T, N), without gradient."""
+        return self.best[0].detach()
 
     @computed
     def value_c(self) -> torch.Tensor:
-        """max_a Q_tot(a) = f(max Q_1, ..., max Q_N; s), (B, T, 1), without gradient (Proposition 1.2)."""
-        with torch.no_grad():
-            return self._mix(conservative.sup_value(self.q_c, self.avail, "max"))
-
-    def greedy(self, head: int) -> torch.Tensor:
-        """The head's greedy joint action, (B, T, N, 1)."""
-        q = self.q_c if head else self.q_i
-        return q.detach().masked_fill(self.avail == 0, -torch.inf).argmax(dim=3, keepdim=True)
+        """The cooperative head's value, max_a Q_tot(a), (B, T, 1), without gradient."""
+        return self.q_best.detach()
 
     def agent_gaps(self, op: str, temperature) -> torch.Tensor:
         """d_{I,i} of the independent utilities, (B, T, N)."""
-        return self._utility_gaps(self.q_i, self.chosen_i, op, temperature)
+        return self._utility_gaps(0, op, temperature)
 
     def joint_gap(self, joint: str, op: str, temperature, samples: int = 1, shift_weight: float = 0.0) -> torch.Tensor:
         """d_C of Q_tot, (B, T, 1), in the form `joint`, one of `conservative.JOINTS`.
@@ -76,12 +90,11 @@ class Heads:
         cf_weighted, which is CFCQL's, reads it only for the agents' weights.
         """
         if joint == "max":
-            return conservative.joint_max_gap(self._best_q_tot(), self.q_tot)
+            return conservative.joint_max_gap(self.q_best, self.q_tot)
         if joint == "sampled":
             return self._sampled_sup(temperature, samples) - self.q_tot
         if joint == "linear":
-            gaps = self._utility_gaps(self.q_c, self.chosen_c, op, temperature)
-            return conservative.linear_gap(self._gains(), gaps)
+            return conservative.linear_gap(self._gains(), self._utility_gaps(1, op, temperature))
         data, beta = self.q_tot, self.beta
         if joint == "cf_weighted":
             if beta is None:
@@ -107,15 +120,17 @@ class Heads:
         """log softmax of Q^C_i / (tau std_a Q^C_i): a mixer's utilities have no scale (Proposition 2.11)."""
         return log_policy(conservative.standardise(self.q_c, self.avail), self.avail, tau)
 
-    def _taken(self, q: torch.Tensor) -> torch.Tensor:
-        return q.gather(3, self.actions).squeeze(3)
+    def _of_both(self, compute: Callable[[torch.Tensor, int], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `compute` makes of the heads' utilities and numbers; of shared utilities it is the same."""
+        of_i = compute(self.q_i, 0)
+        return of_i, of_i if self.q_c is self.q_i else compute(self.q_c, 1)
 
-    def _utility_gaps(self, q: torch.Tensor, chosen: torch.Tensor, op: str, temperature) -> torch.Tensor:
+    def _utility_gaps(self, head: int, op: str, temperature) -> torch.Tensor:
+        q, chosen = (self.q_c, self.chosen_c) if head else (self.q_i, self.chosen_i)
         data = chosen if self.beta is None else expected_value(q, self.beta)
+        if op == "max":
+            return self.best[head] - data
         return conservative.agent_gaps(q, self.avail, data, op, temperature, self.beta)
-
-    def _best_q_tot(self) -> torch.Tensor:
-        return self._mix(conservative.sup_value(self.q_c, self.avail, "max"))
 
     def _gains(self) -> torch.Tensor:
         return mixer_gains(self.mixer, self.chosen_c, self.state)
@@ -127,7 +142,11 @@ class Heads:
         B, T, N, A = log_proposal.shape
         drawn = torch.multinomial(log_proposal.exp().reshape(-1, A), samples, replacement=True).view(B, T, N, samples)
         log_rho = log_proposal.gather(3, drawn).sum(dim=2)  # (B, T, M)
-        sampled = self.q_c.gather(3, drawn).permute(3, 0, 1, 2).reshape(samples * B, T, N)
-        states = self.state.unsqueeze(0).expand(samples, *self.state.shape).reshape(samples * B, T, -1)
-        q_tot = self.mixer(sampled, states).view(samples, B, T).permute(1, 2, 0)
+        sampled = self.q_c.gather(3, drawn).movedim(3, 0)  # (M, B, T, N)
+        q_tot = torch.vmap(self._mix)(sampled).squeeze(3).movedim(0, 2)  # (B, T, M)
         return conservative.sampled_lse(q_tot, log_rho, temperature)
+
+
+def _taken(q: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    """The values of these actions: (B, T, N, A), (B, T, N, 1) -> (B, T, N)."""
+    return q.gather(3, actions).squeeze(3)

@@ -8,7 +8,7 @@ import torch
 
 from learners.greedy_q_learner import GreedyQLearner
 from learners.heads import Heads
-from learners.q_learner import Objective, QLearner, Transitions
+from learners.q_learner import Objective, QLearner, Transitions, greedy_actions
 from objectives.quantile import mix_quantiles, quantile_huber_loss
 from objectives.td import one_step_targets
 
@@ -25,9 +25,9 @@ class QuantileQLearner(QLearner):
             following = next_quantiles(self, z, z_target, step.avail)
         chosen = taken_quantiles(z[:, :-1], step.actions)  # (B, T, N, M)
         if self.mixer is not None:
-            chosen = mix_quantiles(self.mixer, chosen, step.state[:, :-1]).unsqueeze(2)  # (B, T, 1, M)
+            chosen = mix_quantiles(self.mixer, chosen, step.state[:, :-1])  # (B, T, 1, M)
             with torch.no_grad():
-                following = mix_quantiles(self.target_mixer, following, step.state[:, 1:]).unsqueeze(2)
+                following = mix_quantiles(self.target_mixer, following, step.state[:, 1:])
         target = quantile_targets(self, step, step.reward, following)
         mask = step.mask.expand(chosen.shape[:-1])
         loss = quantile_huber_loss(chosen, target, mask)
@@ -49,10 +49,10 @@ class GreedyQuantileQLearner(GreedyQLearner):
     def _td(self, step: Transitions, heads: Heads, rewards, next_values):
         """Quantile losses of both heads (2,), and the means of their targets."""
         z = taken_quantiles(self._z[:, :-1], step.actions)
-        z_tot = mix_quantiles(self.mixer, z, heads.state).unsqueeze(2)
+        z_tot = mix_quantiles(self.mixer, z, heads.state)
         with torch.no_grad():
             following = next_quantiles(self, self._z, self._z_target, step.avail)
-            joint = mix_quantiles(self.target_mixer, following, step.state[:, 1:]).unsqueeze(2)
+            joint = mix_quantiles(self.target_mixer, following, step.state[:, 1:])
             target_i = quantile_targets(self, step, rewards[0], following)
             target_c = quantile_targets(self, step, rewards[1], joint)
         losses = [
@@ -71,8 +71,7 @@ def taken_quantiles(z: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
 def next_quantiles(learner: QLearner, z: torch.Tensor, z_target: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:
     """The target network's quantiles of the next state's best action by mean, (B, T, N, M); double-Q as elsewhere."""
     choosing = (z.detach() if learner.args.double_q else z_target)[:, 1:].mean(dim=-1)
-    best = choosing.masked_fill(avail[:, 1:] == 0, -torch.inf).argmax(dim=3, keepdim=True)
-    return taken_quantiles(z_target[:, 1:], best)
+    return taken_quantiles(z_target[:, 1:], greedy_actions(choosing, avail[:, 1:]))
 
 
 def quantile_targets(learner: QLearner, step: Transitions, reward: torch.Tensor, following: torch.Tensor):

@@ -34,24 +34,24 @@ def sup_value(
         (...), without the action dimension.
     """
     check_same_shape(q=q, avail=avail)
-    q_avail = q.masked_fill(avail == 0, -torch.inf)
-    n_avail = (avail > 0).sum(dim=-1).to(q.dtype)
+    unavailable = avail == 0
+    if op == "uniform":
+        return q.masked_fill(unavailable, 0.0).sum(dim=-1) / (~unavailable).sum(dim=-1)
+    q_avail = q.masked_fill(unavailable, -torch.inf)
     if op == "max":
         return q_avail.max(dim=-1).values
     if op == "lse":
         return temperature * torch.logsumexp(q_avail / temperature, dim=-1)
     if op == "lse_mean":
-        return temperature * (torch.logsumexp(q_avail / temperature, dim=-1) - n_avail.log())
+        count = (~unavailable).sum(dim=-1).to(q.dtype)
+        return temperature * (torch.logsumexp(q_avail / temperature, dim=-1) - count.log())
     if op == "lse_beta":
         if beta is None:
             raise ValueError("op 'lse_beta' needs the behaviour probabilities beta")
         check_same_shape(q=q, beta=beta)
         return temperature * torch.logsumexp(q_avail / temperature + beta.log(), dim=-1)
-    q_or_zero = q.masked_fill(avail == 0, 0.0)
     if op == "softmax":
-        return (torch.softmax(q_avail / temperature, dim=-1) * q_or_zero).sum(dim=-1)
-    if op == "uniform":
-        return q_or_zero.sum(dim=-1) / n_avail
+        return (torch.softmax(q_avail / temperature, dim=-1) * q.masked_fill(unavailable, 0.0)).sum(dim=-1)
     raise ValueError(f"op must be one of {', '.join(OPS)}, got {op!r}")
 
 

@@ -173,25 +173,30 @@ def gated_value(
     how: str,
     weights: torch.Tensor,
     excess: torch.Tensor,
+    known: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The value that both heads bootstrap on.
 
-    min: min_h V_h;  soft: sum_h w_h V_h;  cert: max_h (V_h - relu(excess_h)), the certified value.
+    min: min_h V_h;  soft: sum_h w_h V_h;  cert: max_h (V_h - relu(excess_h)), the certified value. Without both
+    excesses nothing is certified, and cert is min.
 
     Args:
         value_independent, value_cooperative: (B, T, 1), of the team. weights, excess: (2,).
+        known: (2,), 1 for heads whose excess has been measured; None: both.
 
     Returns:
         (B, T, 1). With fixed weights the backup is a contraction (Proposition 3.8 of docs/theory.md).
     """
     check_same_shape(value_independent=value_independent, value_cooperative=value_cooperative)
     values = torch.cat([value_independent, value_cooperative], dim=-1)
+    least = values.min(dim=-1, keepdim=True).values
     if how == "min":
-        return values.min(dim=-1, keepdim=True).values
+        return least
     if how == "soft":
         return (weights * values).sum(dim=-1, keepdim=True)
     if how == "cert":
-        return certified_value(values, excess).max(dim=-1, keepdim=True).values
+        certified = certified_value(values, excess).max(dim=-1, keepdim=True).values
+        return certified if known is None else torch.where(known.min() > 0, certified, least)
     raise ValueError(f"how must be min, soft or cert, got {how!r}")
 
 

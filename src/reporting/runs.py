@@ -1,6 +1,7 @@
 """The records of runs, from their folders or from MongoDB."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Run:
     metrics: dict[str, tuple[np.ndarray, np.ndarray]]  # name -> steps, values; of tests and of the gate
     commit: str  # the first digits, with + if files had been changed; "unknown"
     versions: str
+    machine: str  # processor and GPUs
     started: str
     error: str  # the last line of what it failed with
 
@@ -89,9 +91,11 @@ def _shown(folder: Path) -> str:
 
 def _run(place: str, record: dict[str, Any], config: dict[str, Any], metrics: dict[str, Any]) -> Run:
     experiment, trace = record.get("experiment", {}), record.get("fail_trace") or [""]
+    host = record.get("host", {})
     commit, is_changed = commit_of(record)
     status = status_of(record)
-    versions = [f"Python {record.get('host', {}).get('python_version', '?')}", *experiment.get("dependencies", [])]
+    versions = [f"Python {host.get('python_version', '?')}", *experiment.get("dependencies", [])]
+    gpus = Counter(gpu["model"] for gpu in host.get("gpus", {}).get("gpus", []))
     if missing := [key for key in NEEDED if key not in config]:
         raise ValueError(f"its configuration lacks {', '.join(missing)}")
     return Run(
@@ -105,6 +109,7 @@ def _run(place: str, record: dict[str, Any], config: dict[str, Any], metrics: di
         },
         commit=(commit[:8] or "unknown") + "+" * is_changed,
         versions=", ".join(one.replace("==", " ") for one in versions),
+        machine=", ".join([host.get("cpu") or "unknown", *(f"{count} x {gpu}" for gpu, count in gpus.items())]),
         started=f"{record.get('start_time') or '?'}"[:16].replace("T", " "),
         error=next((line.strip() for line in reversed("".join(trace).splitlines()) if _tells(line)), ""),
     )

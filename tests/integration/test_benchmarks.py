@@ -1,9 +1,13 @@
-"""The benchmarks' own code: a run of a sweep, that all variants load, and that what measures finds positive numbers."""
+"""The benchmarks' own code: a run of a sweep, that all variants load, that the page says what was published, and that
+what measures finds positive numbers."""
 
+import argparse
 import importlib
 import json
 import math
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,8 @@ import torch
 
 from config.schema import load
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
@@ -33,6 +38,90 @@ def test_a_run_of_a_sweep(module):
     assert math.isfinite(jobs.last(record, "test_return_mean"))
     bad = jobs.Job("group", "method", "qmix", "matrix_games", (("env_args.game", "chess"),), seed=3)
     assert "chess" in jobs._run(bad)["error"]  # counted, not raised
+
+
+def test_a_wrong_configuration_ends_a_sweep_before_it_starts(module, tmp_path):
+    jobs = module("jobs")
+    good = jobs.Job("group", "method", "qmix", "matrix_games", (), 0)
+    bad = jobs.Job("group", "method", "qmix", "matrix_games", (("lrr", 0.1),), 0)
+    with pytest.raises(SystemExit, match="lrr"):
+        jobs.run_jobs([good, bad], tmp_path / "runs.jsonl", workers=1)
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "3", "3"], "different"),
+        (["--seeds", "-1"], "from 0 on"),
+        (["--with", "lr=0.1"], "lr is what is tuned"),
+        (["--with", "t_max"], "write key=value"),
+        (["--with", "t_mxa=1"], "t_max"),
+        (["--env-config", "smacks"], "smax"),
+    ],
+)
+def test_what_tuning_refuses(table_of, module, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.setattr(module("tuning"), "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        table_of("tuning", *arguments)
+
+
+def test_counts_are_at_least_one(module):
+    positive = module("jobs").positive
+    assert positive("3") == 3
+    for text in ("0", "-1", "two", ""):
+        with pytest.raises(argparse.ArgumentTypeError):
+            positive(text)
+
+
+def test_overrides_are_read_as_the_program_reads_them(module):
+    found = module("jobs").read_overrides(["gate.metric=cert", "lr=0.1", "env_args.map_name=3m", "lr_finish=None"])
+    assert found == {"gate.metric": "cert", "lr": 0.1, "env_args.map_name": "3m", "lr_finish": None}
+
+
+def test_answers_to_other_questions_stay(module, monkeypatch, tmp_path):
+    questions, jobs = module("questions"), module("jobs")
+    for owner in (questions, jobs):
+        monkeypatch.setattr(owner, "PUBLISHED", tmp_path)
+    made = {"metrics": {questions.RETURN: [[1, 1.0]]}, "commit": "c"}
+    monkeypatch.setattr(
+        questions, "run_jobs", lambda jobs, *_: [made | {"group": job.group, "method": job.method} for job in jobs]
+    )
+    for question, seeds in (("e8", "2"), ("e9", "3")):
+        monkeypatch.setattr(sys, "argv", ["questions.py", "--questions", question, "--seeds", seeds])
+        questions.main()
+    found = json.loads((tmp_path / "questions.json").read_text())
+    assert {name: answer["settings"]["seeds"] for name, answer in found.items()} == {"e8": 2, "e9": 3}
+    assert found["e8"]["commits_of_runs"] == ["c"]
+    assert found["e8"]["table"]["8 units"]["normalised return"]["values"] == [1.0, 1.0]
+
+
+def tables(module, name: str) -> Iterator[str]:
+    """What the benchmark prints of what it has published."""
+    report = json.loads((ROOT / "results" / "published" / f"{name}.json").read_text())
+    if name == "main_job":
+        yield module("learning").as_markdown(report["runs"], report["settings"]["goal"])
+    elif name == "greed_games":
+        yield module("greed").as_markdown(report["table"], report["settings"]["methods"])
+    elif name.startswith("ablation"):
+        yield module("ablation").as_markdown(report["table"], report["settings"]["metric"])
+    elif name == "questions":
+        yield from (module("questions").as_markdown(key, report[key]["table"]) for key in report if key != "e5")
+    else:
+        yield module("curves").as_markdown(report["table"])
+
+
+@pytest.mark.parametrize(
+    "name", ["main_job", "greed_games", "ablation_greed_games", "ablation_smax", "questions", "curves", "stag_hunt"]
+)
+def test_the_page_says_what_was_published(module, name):
+    def alike(text: str) -> list[str]:
+        return re.sub(r"(?<!\d)0\.", ".", text).splitlines()
+
+    page = set(alike((ROOT / "docs" / "experiments.md").read_text()))
+    rows = [row for table in tables(module, name) for row in alike(table.strip())[2:]]
+    assert len(rows) >= 3
+    assert [row for row in rows if row not in page] == []
 
 
 def test_every_ablation_loads(module):

@@ -437,7 +437,7 @@ class Reference:
                 gated = {
                     "min": min(values),
                     "soft": self.weights[0] * values[0] + self.weights[1] * values[1],
-                    "cert": max(self.certified(values)),
+                    "cert": max(self.certified(values)) if all(self.known) else min(values),
                 }[how]
                 next_i[e, t], next_c[e, t] = [gated] * len(self.agents), gated
         return next_i, next_c

@@ -89,7 +89,7 @@ def test_gaps_that_are_read_without_gradient_are_differentiated_later():
 def test_the_greedy_joint_action_is_the_best_of_all():
     """Proposition 1.2: of Q_tot by the utilities that the mixer reads."""
     heads, played = make_heads(separate=True)
-    greedy = heads.greedy(1)
+    greedy = heads.greedy[1]
     for b, t in played.nonzero().tolist():
         allowed = [heads.avail[b, t, i].nonzero().flatten().tolist() for i in range(3)]
         values = {}

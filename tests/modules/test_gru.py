@@ -11,6 +11,7 @@ from utils import native
 
 X, H = 3, 4
 LENGTHS = [[1], [6, 6, 6], [7, 5, 5, 1], [4, 1, 1, 1, 1], [3, 2, 1]]  # longest first
+kernels = pytest.mark.skipif(not native.is_there(), reason="no C++ compiler here")
 
 
 def make(lengths):
@@ -92,7 +93,32 @@ def test_plain_operations_give_the_same():
     torch.testing.assert_close(gru(rows, hidden, cell).flatten(0, 1), run_gru(x, hidden, cell, [3] * 5))
 
 
-@pytest.mark.skipif(not native.is_there(), reason="no C++ compiler here")
+@kernels
+def test_without_gradients_nothing_is_kept_for_them(monkeypatch):
+    cell, x, hidden, counts, _ = make([4, 2])
+    gates = []
+    call = native.call
+    monkeypatch.setattr(native, "call", lambda *arguments: (gates.append(arguments[-1]), call(*arguments)))
+    run_gru(x, hidden, cell, counts)
+    with torch.no_grad():
+        run_gru(x, hidden, cell, counts)
+    assert gates[0] is not None
+    assert gates[1] is None
+
+
+@kernels
+def test_rows_that_are_not_there_are_not_read():
+    cell, x, hidden, counts, _ = make([4, 2])
+    for rows, memory, message in (
+        (x[1:], hidden, r"x must have shape \(6, any\), got \(5, 3\)"),
+        (x, hidden[1:], r"hidden_state must have shape \(2, 4\), got \(1, 4\)"),
+        (x, hidden[:, 1:], r"hidden_state must have shape \(2, 4\), got \(2, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_gru(rows, memory, cell, counts)
+
+
+@kernels
 def test_as_one_operation_it_is_the_same():
     cell, x, hidden, counts, _ = make([5, 5])
     inputs = (

@@ -495,6 +495,10 @@ def test_shape_errors_name_both_shapes():
         mixer(torch.zeros(2, 4, 3), torch.zeros(2, 4, 6))
     with pytest.raises(ValueError, match=r"chosen must have shape \(2, 4, 3\), got \(2, 4, 1\)"):
         counterfactual_q_tot(mixer, torch.zeros(2, 4, 1), torch.zeros(2, 4, 3, 6), torch.zeros(2, 4, 5))
+    with pytest.raises(ValueError, match=r"chosen must have shape \(2, 5, 3\), got \(2, 4, 3\)"):
+        mixer.counterfactual(torch.zeros(2, 4, 3), torch.zeros(2, 5, 3, 6), torch.zeros(2, 5, 5))
+    with pytest.raises(ValueError, match=r"qs must have shape \(2, 4, 3, any\), got \(2, 5, 3, 6\)"):
+        mixer.counterfactual(torch.zeros(2, 4, 3), torch.zeros(2, 5, 3, 6), torch.zeros(2, 4, 5))
     with pytest.raises(ValueError, match=r"chosen must have shape \(2, 5, any\), got \(2, 4, 3\)"):
         mixer_gains(VDNMixer(), torch.zeros(2, 4, 3), torch.zeros(2, 5, 5))
 

@@ -193,6 +193,13 @@ def test_gated_values_in_loops():
         gated_value(a, b, "own", weights, excess)
 
 
+def test_until_both_heads_have_been_measured_the_smaller_value_is_bootstrapped_on():
+    one, other, weights, excess = t64([[[2.0]]]), t64([[[5.0]]]), t64([0.5, 0.5]), t64([0.5, 0.0])
+    for known in ([0.0, 0.0], [1.0, 0.0], [0.0, 1.0]):
+        close(gated_value(one, other, "cert", weights, excess, t64(known)), [[[2.0]]])
+    close(gated_value(one, other, "cert", weights, excess, t64([1.0, 1.0])), [[[5.0]]])
+
+
 def test_proposition_3_1_weighted_gap_is_the_harmonic_mean():
     rng = torch.Generator().manual_seed(0)
     for _ in range(200):

@@ -12,7 +12,6 @@ from objectives.munchausen import (
     neighbour_confidence,
     opinion_pool,
     soft_value,
-    taken_log_policy,
 )
 from objectives.td import one_step_targets
 
@@ -187,7 +186,7 @@ def test_unavailable_actions_change_neither_the_kl_nor_its_gradient():
 
 def test_target_by_hand():
     # y = 1 + .5 * (.5 log 1/4) + .9 * .5 log 4 = 1 - .346574 + .623832, for the first action
-    log_rho = taken_log_policy(Q.view(1, 1, 1, 3), AVAIL.view(1, 1, 1, 3), torch.zeros(1, 1, 1, 1).long(), TAU)
+    log_rho = log_policy(Q, AVAIL, TAU)[0].view(1, 1, 1)
     reward = 1 + 0.5 * munchausen_bonus(log_rho, TAU, -1.0)
     v_next = soft_value(Q, AVAIL, TAU).view(1, 1, 1)
     close(one_step_targets(reward, torch.zeros(1, 1, 1), v_next, gamma=0.9), [[[1.277259]]])
@@ -197,10 +196,8 @@ def test_target_by_hand():
 def test_nested_loops(tau):
     B, T, N, A = 3, 4, 2, 5
     q, avail = random_rows(B, T, N, A)
-    actions = avail.argmax(-1, keepdim=True)  # an available one
     log_pi = torch.full((B, T, N, A), -math.inf, dtype=torch.float64)
     value = torch.empty(B, T, N, dtype=torch.float64)
-    taken = torch.empty(B, T, N, dtype=torch.float64)
     for b in range(B):
         for t in range(T):
             for i in range(N):
@@ -209,11 +206,8 @@ def test_nested_loops(tau):
                 for k in range(A):
                     if avail[b, t, i, k]:
                         log_pi[b, t, i, k] = math.log(math.exp(q[b, t, i, k] / tau) / partition)
-                    if k == actions[b, t, i, 0]:
-                        taken[b, t, i] = log_pi[b, t, i, k]
     close(log_policy(q, avail, tau), log_pi, 1e-10)
     close(soft_value(q, avail, tau), value, 1e-10)
-    close(taken_log_policy(q, avail, actions, tau), taken, 1e-10)
 
 
 def test_soft_value_lies_above_the_maximum_and_tends_to_it():
@@ -258,7 +252,7 @@ def test_unavailable_actions_change_neither_values_nor_gradients(wild):
     results = []
     for q in (clean, clean.masked_fill(avail == 0, wild)):
         q.requires_grad_()
-        value, taken = soft_value(q, avail, 0.5), taken_log_policy(q, avail, actions, 0.5)
+        value, taken = soft_value(q, avail, 0.5), log_policy(q, avail, 0.5).gather(-1, actions).squeeze(-1)
         (value**2 + taken**2).sum().backward()
         results.append((value.detach(), taken.detach(), log_policy(q, avail, 0.5).detach(), q.grad))
     for dirty, expected in zip(results[1], results[0], strict=True):
@@ -271,7 +265,6 @@ def test_shape_errors_name_both_shapes():
     cases = [
         (lambda: log_policy(q, q[0], 1.0), "(2, 3, 4, 5)", "(3, 4, 5)"),
         (lambda: soft_value(q, q[..., :1], 1.0), "(2, 3, 4, 5)", "(2, 3, 4, 1)"),
-        (lambda: taken_log_policy(q, q, torch.zeros(2, 3, 4).long(), 1.0), "(2, 3, 4, 1)", "(2, 3, 4)"),
         (lambda: kl_to(q, q, q[..., :1], 1.0), "(2, 3, 4, 5)", "(2, 3, 4, 1)"),
         (lambda: opinion_pool(q.unsqueeze(3), q[..., :1].long()), "(B, T, N, N, A)", "(2, 3, 4, 1, 5)"),
         (lambda: opinion_pool(torch.zeros(2, 3, 4, 4, 5), q.long()), "(2, 3, 4, 1)", "(2, 3, 4, 5)"),

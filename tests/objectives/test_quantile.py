@@ -1,9 +1,11 @@
 """Quantile regression: the numbers by hand, the definition in loops, and what it converges to."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from modules.mixers import VDNMixer
+from modules.mixers import QMixer, VDNMixer
 from objectives.quantile import mix_quantiles, quantile_huber_loss
 
 
@@ -67,9 +69,13 @@ def test_it_finds_the_quantiles_of_a_distribution():
 
 
 def test_mixing_goes_quantile_by_quantile():
-    z = torch.randn(2, 3, 4, 5)
-    mixed = mix_quantiles(VDNMixer(), z, torch.zeros(2, 3, 7))
-    torch.testing.assert_close(mixed, z.sum(dim=2))
+    torch.manual_seed(0)
+    z, states = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 7)
+    args = SimpleNamespace(n_agents=4, state_shape=7, mixing_embed_dim=3, hypernet_layers=1)
+    for mixer in (VDNMixer(), QMixer(args)):
+        mixed = mix_quantiles(mixer, z, states)
+        expected = torch.stack([mixer(z[..., m], states) for m in range(5)], dim=3)  # (B, T, 1, M)
+        torch.testing.assert_close(mixed, expected)
 
 
 def test_shapes_are_checked():

@@ -1,5 +1,6 @@
 """Reports of real runs, and of runs that went wrong in every way."""
 
+import csv
 import json
 import os
 import shutil
@@ -85,7 +86,7 @@ class Page(HTMLParser):
 def test_page_tables_and_pictures(results, capsys):
     assert make("results") == 0
     out = results / "report"
-    assert {file.name for file in out.iterdir()} == {"report.html", "report.md"} | {
+    assert {file.name for file in out.iterdir()} == {"report.html", "report.md", "tests.csv"} | {
         f"{name}.{kind}" for name in PICTURES for kind in ("png", "svg")
     }
     text = capsys.readouterr().out
@@ -101,6 +102,28 @@ def test_page_tables_and_pictures(results, capsys):
     runs = [json.loads((results / f"sacred/{n}/metrics.json").read_text())[metric]["values"][-1] for n in (3, 4)]
     row = next(line for line in text.splitlines() if line.startswith("| greedy_qmix") and "(2)" in line)
     assert f"| greedy_qmix | {np.mean(runs):.2f} [" in row
+
+
+def test_every_test_as_csv(results):
+    edit(results, 3, "run.json", status="FAILED")
+    assert make("results") == 0
+    rows = list(csv.DictReader((results / "report/tests.csv").read_text().splitlines()))
+    metric = "test_normalised_return_mean"
+    assert {row["metric"] for row in rows} == {metric}
+    for number, algorithm, state in ((3, "greedy_qmix", "failed"), (6, "iql", "complete")):
+        logged = json.loads((results / f"sacred/{number}/metrics.json").read_text())[metric]
+        about = ("decoy" if number < 5 else "handshake", algorithm, f"{(number - 1) % 2}", state)
+        mine = [row for row in rows if (row["task"], row["algorithm"], row["seed"], row["state"]) == about]
+        assert [int(row["step"]) for row in mine] == logged["steps"]
+        np.testing.assert_allclose([float(row["value"]) for row in mine], logged["values"], rtol=1e-5)
+
+
+def test_the_machines_of_runs(results, capsys):
+    card = {"model": "NVIDIA H200", "total_memory": 143771, "persistence_mode": True}
+    for number in range(1, 9):
+        edit(results, number, "run.json", host={"cpu": "AMD EPYC", "gpus": {"gpus": [card, card]}})
+    assert make("results") == 0
+    assert "Machines: AMD EPYC, 2 x NVIDIA H200." in capsys.readouterr().out
 
 
 def test_names_say_what_differs(results):

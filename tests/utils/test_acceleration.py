@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.networks import NonFiniteError, unroll
 
 ALGS = sorted(path.stem for path in (Path(acceleration.__file__).parents[1] / "config" / "algs").glob("*.yaml"))
-# Not of one graph: episodes sliced as a batch, torch's GRU in a behaviour model, a gradient inside the loss.
+# Not of one graph: episodes sliced as a batch, torch's GRU in a behaviour model.
 NOT_COMPILED = ("qtran", "qtran_alt", "qcgraph", "cfcql")
 
 

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from utils import native
 from utils.linear import linear, multiply_columns
+from utils.shapes import check_shape
 
 
 def run_gru(x: torch.Tensor, hidden_state: torch.Tensor, cell: nn.GRUCell, counts: list[int]) -> torch.Tensor:
@@ -24,7 +25,10 @@ def run_gru(x: torch.Tensor, hidden_state: torch.Tensor, cell: nn.GRUCell, count
             return gru(x.unflatten(0, (len(counts), counts[0])), hidden_state, cell).flatten(0, 1)
         return _whole_gru(x, hidden_state, *weights)
     if has_kernels:
-        return _PackedGRU.apply(x, hidden_state, counts, *weights)
+        if torch.is_grad_enabled():
+            return _PackedGRU.apply(x, hidden_state, counts, *weights)
+        memories, _ = _forward(x, hidden_state, counts, *weights, learn=False)
+        return _after(memories, hidden_state)
     start = hidden_state.unsqueeze(0).contiguous()
     # biases, 1 layer, no dropout, training (cuDNN has a backward only then), one direction
     how = (weights, True, 1, 0.0, True, False)
@@ -61,7 +65,7 @@ class _PackedGRU(torch.autograd.Function):
         memories, gates = _forward(x, hidden_state, counts, *weights, learn=any(ctx.needs_input_grad))
         ctx.counts = counts
         ctx.save_for_backward(x, memories, gates, *weights[:2])
-        return memories[len(hidden_state) :, : hidden_state.shape[1]]
+        return _after(memories, hidden_state)
 
     @staticmethod
     @once_differentiable
@@ -86,7 +90,9 @@ def _forward(
 
     W is H in whole vectors: the units that are added stay at 0.
     """
-    H = hidden_state.shape[1]
+    H = weight_hh.shape[1]
+    check_shape("x", x, (sum(counts), None))  # kernels read and write as many rows as they are told, whatever there is
+    check_shape("hidden_state", hidden_state, (counts[0], H))
     W = H + -H % (2 * native.VECTOR)
     bias = torch.cat([bias_ih[: 2 * H] + bias_hh[: 2 * H], bias_ih[2 * H :]])
     given = linear(x, _widened(weight_ih, W), _widened(bias, W)).to(weight_hh.dtype)  # which may be of lower precision
@@ -127,6 +133,11 @@ def _backward(
     return [d_x, later, *d_weights, d_rzn.sum(dim=0), d_rzm.sum(dim=0)]
 
 
+def _after(memories: torch.Tensor, hidden_state: torch.Tensor) -> torch.Tensor:
+    """The memory after each row, (P, H), of all memories, (R + P, W), and the given ones, (R, H)."""
+    return memories[len(hidden_state) :, : hidden_state.shape[1]]
+
+
 def _widened(weights: torch.Tensor, W: int) -> torch.Tensor:
     """Weights of three gates, (3H, ...) -> (3W, ...), 0 where there was nothing."""
     H = len(weights) // 3
@@ -160,8 +171,8 @@ def _whole_gru(
     weights = [weight_ih, weight_hh, bias_ih, bias_hh]
     if x.device.type == "cpu":
         memories, _ = _forward(x, hidden_state, _full(x, hidden_state), *weights, learn=False)
-        R, H = hidden_state.shape
-        return memories[R:, :H].clone()  # a tensor of its own, as torch wants it of an operation that it does not know
+        # A tensor of its own, as torch wants it of an operation that it does not know
+        return _after(memories, hidden_state).clone()
     return torch.ops.aten._cudnn_rnn(**_for_cudnn(x, hidden_state, weights))[0].flatten(0, 1)
 
 

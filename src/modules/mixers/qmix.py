@@ -70,10 +70,13 @@ class _QMixerAt:
         return (hidden * self.w2).sum(dim=-1, keepdim=True) + self.v
 
     def counterfactual(self, chosen: torch.Tensor, qs: torch.Tensor) -> torch.Tensor:
-        """One agent's change is a rank-1 update of the first layer, h + |W1_i| (Q_i(k) - Q_i(a_i)).
+        """(B, T, N), (B, T, N, A) -> (B, T, N, A)
 
-        (Proposition 1.5 of docs/theory.md)
+        One agent's change is a rank-1 update of the first layer, h + |W1_i| (Q_i(k) - Q_i(a_i)). (Proposition 1.5 of
+        docs/theory.md)
         """
+        check_shape("chosen", chosen, self.w1.shape[:3])
+        check_shape("qs", qs, (*self.w1.shape[:3], None))
         contributions = chosen.unsqueeze(-1) * self.w1  # (B, T, N, E)
         others = contributions.sum(dim=2, keepdim=True) + self.b1.unsqueeze(2) - contributions
         if not torch.compiler.is_compiling() and native.takes(qs, others) and native.is_there():
