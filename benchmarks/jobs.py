@@ -111,24 +111,24 @@ def experiment(config: str, env: str, overrides: Mapping[str, object], evaluate:
         overrides: keys of a block with a dot.
         evaluate: nothing will be learned, so there is no replay.
     """
-    args, logger = prepare(config, env, overrides, evaluate)
+    args, logger = arguments_of(config, env, overrides, evaluate)
     from run import Experiment, running
 
     with running(args, logger) as runner:
         yield Experiment(args, logger, runner)
 
 
-def prepare(config: str, env: str, overrides: Mapping[str, object], evaluate: bool = False) -> tuple:
+def arguments_of(config: str, env: str, overrides: Mapping[str, object], evaluate: bool = False) -> tuple:
     """What `run.Experiment` is built from, but for the runner: arguments and a logger. Sets seeds and threads."""
     add_sources()
     from config.schema import extend, load
-    from run import prepare as prepare_run
+    from run import prepare
     from utils.logging import Logger
 
     console = logging.getLogger("jobs")
     console.setLevel(logging.WARNING)
     merged = load(config, env, nested(overrides)) | {"evaluate": evaluate}
-    return extend(prepare_run(merged, console), unique_token="jobs"), Logger(console)
+    return extend(prepare(merged, console), unique_token="jobs"), Logger(console)
 
 
 def add_sources() -> None:

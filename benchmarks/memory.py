@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from jobs import add_sources, ask_fresh, prepare, publish
+from jobs import add_sources, arguments_of, ask_fresh, publish
 from learner_step import EPISODES, LIMIT, SAME, SHAPES, fill
 
 HELD = 2 * EPISODES  # episodes in the replay that is measured
@@ -81,7 +81,7 @@ def as_text(name: str, row: dict) -> str:
 
 def measure(config: str, shape: str, overrides: dict[str, str], device: str) -> dict[str, float]:
     keys = SAME | {"use_cuda": device == "cuda", "buffer_size": HELD} | overrides
-    args, logger = prepare(config, "sc2", keys)
+    args, logger = arguments_of(config, "sc2", keys)
     import torch
     from limits import bandwidth, seconds
 

@@ -18,6 +18,7 @@ from utils.arguments import Parser
 from utils.errors import UserError
 from utils.plots import PANELS
 from utils.record import commit_of, find_runs, status_of
+from utils.titles import env_title
 
 HELP = """Write a page of the runs below a folder of results: configurations, final metrics, curves and pictures.
 
@@ -94,12 +95,7 @@ class Run:
 
     @property
     def environment(self) -> str:
-        game = self.config.get("env_args") or {}
-        return " ".join(
-            f"{part}"
-            for part in (self.config.get("env"), *(game.get(key) for key in ("map_name", "game", "key")))
-            if part
-        )
+        return env_title(f"{self.config.get('env') or '?'}", self.config.get("env_args") or {})
 
     @property
     def steps(self) -> float:

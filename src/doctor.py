@@ -34,6 +34,7 @@ from utils.arguments import Parser, say
 from utils.cores import core_count
 from utils.credentials import masked, names_mongo
 from utils.errors import UserError
+from utils.titles import env_title
 
 HELP = """What is installed and usable here, and whether a run could start: one table.
 
@@ -177,7 +178,7 @@ def main(argv: list[str]) -> int:
         rows = examine(case) + rows
     except KeyboardInterrupt:
         return 130
-    title = f"{options.config} on {title_of(config)}" if config else ""
+    title = f"{options.config} on {env_title(config['env'], config['env_args'])}" if config else ""
     if options.json:
         text = json.dumps(as_json(rows, case, title), indent=2)
     else:
@@ -209,12 +210,6 @@ def read_config(alg: str | None, env: str | None, overrides: list[str]) -> dict[
         return load(alg, env, updates)
     except ConfigError as error:
         raise UserError(f"{error}") from error
-
-
-def title_of(config: dict[str, Any]) -> str:
-    args = config["env_args"]
-    name = args.get("map_name") or args.get("key") or args.get("game")
-    return f"{config['env']} {name}" if name else config["env"]
 
 
 # --- probes: each runs in a process of its own

@@ -47,6 +47,7 @@ from utils.seeding import random_states, seed_everything, set_random_states
 from utils.signals import StopRequest
 from utils.state import restore, state_of
 from utils.timehelper import time_str
+from utils.titles import env_title
 
 # Imported where they are used, so that only episodes in files need h5py, and only pictures matplotlib.
 load_dataset = lazy("components.dataset:load_dataset")
@@ -395,7 +396,7 @@ class Experiment:
         summary = self._test()
         rows = [("episodes", f"{self.args.test_nepisode}"), ("model", f"{self.args.checkpoint_path or 'untrained'}")]
         rows += [(key.removeprefix("test_"), f"{value:.4f}") for key, value in summary.items()]
-        print(format_table(rows, f"Evaluation of {self.args.name} on {env_title(self.args)}"))
+        print(format_table(rows, f"Evaluation of {self.args.name} on {env_title(self.args.env, self.args.env_args)}"))
         if self.args.save_replay:
             try:
                 print("\n".join(self._save_replay()))
@@ -435,7 +436,7 @@ class Experiment:
                 return self._replay_instead()
             for number in range(1, episodes + 1):
                 watched = watch_episode(env, self.mac, self._empty_episode)
-                shots += self._shots(watched, f"{args.name} on {env_title(args)}, episode {number}")
+                shots += self._shots(watched, f"{args.name} on {env_title(args.env, args.env_args)}, episode {number}")
                 lines.append(f"Episode {number}: {_outcome(watched)}")
         except NotImplementedError:
             return self._replay_instead()
@@ -489,7 +490,7 @@ class Experiment:
         writer = self._new_writer(path)
         log, said = self.logger.console_logger.info, time.monotonic()
         started = said
-        log("Recording %d episodes of %s in %s", episodes, env_title(self.args), path)
+        log("Recording %d episodes of %s in %s", episodes, env_title(self.args.env, self.args.env_args), path)
         try:
             while len(writer) < episodes:
                 batch = self.runner.run(test_mode=False)
@@ -653,7 +654,7 @@ class Experiment:
     def announce(self) -> None:
         args, log = self.args, self.logger.console_logger.info
         sizes = f"{args.n_agents} agents, {args.n_actions} actions, observations of {args.obs_shape}"
-        log("%s on %s: %s, state of %s", args.name, env_title(args), sizes, args.state_shape)
+        log("%s on %s: %s, state of %s", args.name, env_title(args.env, args.env_args), sizes, args.state_shape)
         held, size = self.buffer.buffer_size, format_bytes(self.buffer.nbytes)
         log("Replay: %d episodes, %s on %s, observations as %s", held, size, self.buffer.device, args.replay_dtype)
         machine = f"device {args.device}, {torch.get_num_threads()} torch thread(s)"
@@ -690,7 +691,7 @@ class Experiment:
         ]
         rows += [(key.removeprefix("test_"), f"{value:.3f}") for key, value in self.counters.summary.items()]
         rows += self.keep_results(_run)
-        print("\n" + format_table(rows, f"{args.name} on {env_title(args)}, seed {args.seed}"))
+        print("\n" + format_table(rows, f"{args.name} on {env_title(args.env, args.env_args)}, seed {args.seed}"))
         sys.stdout.flush()
 
     def keep_results(self, _run) -> list[tuple[str, str]]:
@@ -722,7 +723,7 @@ class Experiment:
         """Draw the run's pictures and hand them to sacred; returns what each is and where it lies."""
         args, plots = self.args, Path(self.args.local_results_path) / "plots"
         unit = "gradient updates" if args.offline else "environment steps"
-        title = f"{args.name} on {env_title(args)}, seed {args.seed}"
+        title = f"{args.name} on {env_title(args.env, args.env_args)}, seed {args.seed}"
         curve = plot_learning_curve(self.logger.stats, title, plots / f"{args.unique_token}.png", unit)
         profile = getattr(self.learner, "gap_profile", None)
         gate = plot_gate(self.logger.stats, profile, title, plots / f"{args.unique_token}_gate.png", unit)
@@ -801,8 +802,3 @@ def _outcome(watched: Watched) -> str:
     if "battle_won" in watched.info:
         words.append("won" if watched.info["battle_won"] else "not won")
     return ", ".join(words) + (" (time is up)" if watched.info.get("episode_limit") else "")
-
-
-def env_title(args) -> str:
-    name = args.env_args.get("map_name") or args.env_args.get("key") or args.env_args.get("game")
-    return f"{args.env} {name}" if name else args.env

@@ -19,7 +19,7 @@ from sacred.run import Run
 from components.episode_buffer import joined
 from config.schema import extend, freeze
 from learners.many_seeds import ManySeeds
-from run import Experiment, env_title, new_folder, prepare, running
+from run import Experiment, new_folder, prepare, running
 from runners.seeds_runner import SeedsRunner
 from utils.checkpoints import Checkpoints
 from utils.errors import Interrupted
@@ -27,6 +27,7 @@ from utils.logging import Logger, Progress, format_table
 from utils.record import run_beside
 from utils.signals import StopRequest
 from utils.timehelper import time_str
+from utils.titles import env_title
 
 DONE = object()
 
@@ -179,7 +180,8 @@ class Seeds:
             for one, found in zip(self.experiments, kept, strict=True)
             for name, place in found
         ]
-        print("\n" + format_table(rows, f"{self.args.name} on {env_title(self.args)}, {self._named()}"))
+        game = env_title(self.args.env, self.args.env_args)
+        print("\n" + format_table(rows, f"{self.args.name} on {game}, {self._named()}"))
         sys.stdout.flush()
 
 

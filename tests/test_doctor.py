@@ -89,7 +89,7 @@ def test_an_old_python_is_refused_and_can_still_read_the_program():
     assert found.mark == PROBLEM
     assert "3.10.12" in found.text
     assert "Python 3.11" in found.remedy
-    utils = ("arguments", "cores", "credentials", "errors")
+    utils = ("arguments", "cores", "credentials", "errors", "titles")
     for file in (PROGRAM, *(PROGRAM.parent / f"utils/{name}.py" for name in utils)):
         tree = ast.parse(file.read_text(), feature_version=(3, 9))
         at_once = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]

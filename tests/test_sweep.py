@@ -15,9 +15,10 @@ import pytest
 from helpers import command_of, error_line, process_table, run_main, wait_until
 
 import sweep
-from sweep import CUT, DONE, FAILED, WAITING, Run
-from utils import attempts
-from utils.attempts import Order, attempt
+from sweeping import attempts
+from sweeping.attempts import Order, attempt
+from sweeping.board import Board, format_groups
+from sweeping.plan import CUT, DONE, FAILED, WAITING, Run, look_up, read_plan, read_seeds, try_environments
 from utils.checkpoints import is_free
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,7 @@ def said(monkeypatch):
     """What is said, line by line."""
     lines: list[str] = []
     log = SimpleNamespace(info=lambda text, *values: lines.append(text % values))
-    monkeypatch.setattr(sweep, "get_logger", lambda: log)
+    monkeypatch.setattr("sweeping.board.get_logger", lambda: log)
     return lines
 
 
@@ -45,7 +46,7 @@ def run_sweep(*argv: str) -> int:
 
 
 def names(*argv: str) -> list[str]:
-    return [run.name for run in sweep.read_plan(list(argv)).runs]
+    return [run.name for run in read_plan(list(argv)).runs]
 
 
 # What a command line asks for
@@ -55,7 +56,7 @@ def names(*argv: str) -> list[str]:
     ("text", "seeds"), [("0", [0]), ("0-3", [0, 1, 2, 3]), ("0,3,5", [0, 3, 5]), ("7,0-1", [7, 0, 1]), ("4-4", [4])]
 )
 def test_seeds(text, seeds):
-    assert sweep.read_seeds(text) == seeds
+    assert read_seeds(text) == seeds
 
 
 def test_every_algorithm_on_every_map_with_every_seed():
@@ -78,7 +79,7 @@ def test_what_a_map_is_called():
 
 def test_the_command_of_a_run():
     overrides = ["t_max=100", "env_args.k=-50"]
-    plan = sweep.read_plan([*GAMES, "--maps=penalty", "--seeds=3", "--name=games", "with", *overrides])
+    plan = read_plan([*GAMES, "--maps=penalty", "--seeds=3", "--name=games", "with", *overrides])
     words = plan.command(plan.runs[0])
     folder = f"local_results_path={Path.cwd()}/results/sweeps/games/qmix__matrix_games_penalty__seed_3"
     start = [str(ROOT / "src/main.py"), "--config=qmix", "--env-config=matrix_games", "with", *overrides]
@@ -141,14 +142,14 @@ def test_a_file_in_the_place_of_the_results(tmp_path, capsys):
 def test_environments_are_tried_but_for_starcrafts(monkeypatch):
     """Each once, whatever the algorithm and the seed; not those of runs that are complete."""
     tried = []
-    monkeypatch.setattr(sweep, "run_probe", lambda name, config: tried.append((name, config["env_args"])) or {})
+    monkeypatch.setattr("sweeping.plan.run_probe", lambda name, config: tried.append((name, config["env_args"])) or {})
     argv = ["--configs=qmix,vdn", "--env-configs=matrix_games,sc2", "--seeds=0-1"]
-    plan = sweep.read_plan(argv)
-    sweep.try_environments(plan)
+    plan = read_plan(argv)
+    try_environments(plan)
     assert [(name, args["game"]) for name, args in tried] == [("environment", "two_step")]
     for run in plan.runs:
         run.state = DONE
-    sweep.try_environments(plan)
+    try_environments(plan)
     assert len(tried) == 1
 
 
@@ -163,7 +164,7 @@ def test_help(capsys):
     text = capsys.readouterr().out
     for command in re.findall(r"^  python src/sweep.py (--configs=\w.*)$", text, re.MULTILINE):
         if "ALG" not in command:
-            assert sweep.read_plan(command.split()).runs
+            assert read_plan(command.split()).runs
 
 
 # A dry run
@@ -217,7 +218,7 @@ def test_a_complete_sweep_needs_nothing(tmp_path, capsys, monkeypatch):
 
 
 def test_other_settings_are_refused(tmp_path, capsys):
-    plan = sweep.read_plan([*GAMES, "--results=here"])
+    plan = read_plan([*GAMES, "--results=here"])
     run = plan.runs[0]
     leave(tmp_path / "here" / run.name, config=plan.config_of(run), step=5)
     assert run_sweep(*GAMES, "--results=here", "--dry-run", "with", "checkpoint_interval=5") == 0
@@ -276,8 +277,8 @@ class Script:
 
 
 def work(tmp_path, script, *options, stop=None) -> dict[str, Run]:
-    plan = sweep.read_plan([*GAMES, "--results=here", *options])
-    sweep.look_up(plan)
+    plan = read_plan([*GAMES, "--results=here", *options])
+    look_up(plan)
     never = SimpleNamespace(asked=lambda: False, reason="", code=75)
     with sweep.locked(plan.folder):
         sweep.Sweep(plan, ["src/sweep.py"]).work(script, stop or never)
@@ -348,7 +349,7 @@ def test_runs_that_fail_are_not_tried_again_but_by_the_next_sweep(tmp_path, said
     assert [run.state for run in runs.values()] == [FAILED, FAILED]
     assert script.tried == ["qmix", "vdn"]
     assert sweep.exit_code(list(runs.values()), SimpleNamespace(reason="", code=75)) == 1
-    table = sweep.format_groups(list(runs.values()))
+    table = format_groups(list(runs.values()))
     assert "qmix__matrix_games_two_step__seed_0 failed: a loss is not finite" in table
     assert "vdn__matrix_games_two_step__seed_0: failed: node has another program" in said
     leave(tmp_path / VDN, result={})
@@ -376,8 +377,8 @@ def test_a_request_to_stop(tmp_path):
 def test_runs_of_another_command_stay_in_the_record(tmp_path):
     failing = {"code": 1, "reason": "x"}
     work(tmp_path, Script(qmix=[[HOST, failing]], vdn=[[HOST, failing]]))
-    plan = sweep.read_plan(["--configs=iql", "--env-configs=matrix_games", "--results=here"])
-    sweep.look_up(plan)
+    plan = read_plan(["--configs=iql", "--env-configs=matrix_games", "--results=here"])
+    look_up(plan)
     one = sweep.Sweep(plan, [])
     before = json.loads(one.file.read_text())
     one.save()
@@ -390,13 +391,13 @@ def test_runs_of_another_command_stay_in_the_record(tmp_path):
 
 
 def test_the_live_table(monkeypatch, said):
-    plan = sweep.read_plan([*GAMES, "--seeds=0-1"])
+    plan = read_plan([*GAMES, "--seeds=0-1"])
     written = []
     terminal = SimpleNamespace(isatty=lambda: True, write=written.append, flush=lambda: None)
     monkeypatch.setattr(sys, "__stdout__", terminal)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("LINES", "24")
-    board = sweep.Board(plan)
+    board = Board(plan)
     for run in plan.runs[:3]:
         run.state, run.where, run.attempts, run.step, run.t_max = "running", "node-1", 1, 2500, 10000
         run.metrics = {"test_return_mean": 7.5}
@@ -421,7 +422,7 @@ def test_the_final_table():
         for seed, metrics in enumerate([{"test_return_mean": 1.0}, {"test_return_mean": 2.0}])
     ]
     runs.append(Run("qmix__smax_3m__seed_2", "qmix", "smax", "3m", 2, [], FAILED, reason="no memory"))
-    lines = sweep.format_groups(runs).splitlines()
+    lines = format_groups(runs).splitlines()
     assert lines[1].split() == ["qmix__smax_3m", "3", "-", "2", "1", "-", "1.50", "(0.71)", "-", "0:01:00"]
     assert lines[-1] == "qmix__smax_3m__seed_2 failed: no memory"
 
@@ -532,7 +533,7 @@ def test_an_attempt_that_is_ended_stops_its_run_first(end, tmp_path, monkeypatch
 def test_a_run_whose_worker_ends_writes_its_checkpoint_in_peace(number, tmp_path, monkeypatch):
     """It is asked to stop, once, and the next attempt waits for it."""
     found, run = order(tmp_path, STUBBORN), tmp_path / "sweep/run"
-    code = "import signal; from utils.attempts import *; signal.signal(signal.SIGTERM, lambda *_: sys.exit(15));"
+    code = "import signal; from sweeping.attempts import *; signal.signal(signal.SIGTERM, lambda *_: sys.exit(15));"
     code += f"[None for _ in attempt({found!r})]"  # SIGTERM as Ray heeds it
     worker = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
     wait_until((run / "sacred/1/metrics.json").exists)

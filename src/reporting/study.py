@@ -10,11 +10,11 @@ import numpy as np
 from reporting.runs import Run
 from reporting.statistics import Scores
 from utils.errors import UserError
+from utils.titles import MAP_KEYS, map_of
 
 # Scored by the first of these that a task's runs log; the first two are shares, 1 is the best that can be.
 METRICS = ("test_battle_won_mean", "test_normalised_return_mean", "test_return_mean")
 SHARES = METRICS[:2]
-MAPS = ("map_name", "key", "game")  # how environments call what they play
 # Keys that say where and how a run is recorded or how long it is, not what learns.
 BESIDES = {"name", "env", "seed", "t_max", "label", "repeat_id", "use_cuda", "require_cuda", "torch_threads", "resume"}
 BESIDES |= {"local_results_path", "plot", "use_tensorboard", "save_model", "save_model_interval", "load_step"}
@@ -138,13 +138,13 @@ def assemble(
 def _name_tasks(runs: list[Run]) -> list[str]:
     """A name for each run's environment: what it plays, and the arguments in which runs of the same differ."""
     arguments = [{k: v for k, v in run.config["env_args"].items() if k != "seed"} for run in runs]
-    played = [next((str(one[key]) for key in MAPS if one.get(key)), "") for one in arguments]
+    played = [f"{map_of(one) or ''}" for one in arguments]
     names = [map_name.rpartition(":")[2] or run.config["env"] for run, map_name in zip(runs, played, strict=True)]
     places = {name: {run.config["env"] for run, n in zip(runs, names, strict=True) if n == name} for name in names}
     full = [
         name if len(places[name]) == 1 else f"{run.config['env']} {name}" for run, name in zip(runs, names, strict=True)
     ]
-    return _distinguish(full, [{k: v for k, v in one.items() if k not in MAPS} for one in arguments], full)
+    return _distinguish(full, [{k: v for k, v in one.items() if k not in MAP_KEYS} for one in arguments], full)
 
 
 def _name_algorithms(runs: list[Run], tasks: list[str]) -> list[str]:

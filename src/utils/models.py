@@ -10,6 +10,7 @@ from pathlib import Path
 
 from utils.checkpoints import checksum_of
 from utils.errors import UserError
+from utils.titles import map_of
 
 DESCRIPTION = "model.json"
 
@@ -23,7 +24,7 @@ def describe(args) -> dict:
         "agent_groups": args.agent_groups,
         "mixer": args.mixer,
         "env": args.env,
-        "map": args.env_args.get("map_name") or args.env_args.get("key") or args.env_args.get("game"),
+        "map": map_of(args.env_args),
         "n_agents": args.n_agents,
         "n_actions": args.n_actions,
         "obs_shape": args.obs_shape,

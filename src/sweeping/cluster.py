@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from utils.attempts import Order
+from sweeping.attempts import Order
 from utils.errors import UserError
 
 INSTALL = "pip install -r requirements-ray.txt"
@@ -76,7 +76,7 @@ class Cluster:
                 yield {"code": 2, "reason": reason}
                 return
             sys.path.insert(0, order["source"])
-            from utils.attempts import Order, attempt
+            from sweeping.attempts import Order, attempt
 
             yield from attempt(Order(**order))
 
@@ -93,7 +93,7 @@ class Cluster:
         self._tried[self._task.remote(asdict(order))] = name
 
     def news(self, seconds: float) -> Iterator[tuple[str, dict[str, Any]]]:
-        """What runs report (`utils.attempts.attempt`), waiting so long for the first.
+        """What runs report (`sweeping.attempts.attempt`), waiting so long for the first.
 
         Where a worker or a machine was lost, `lost` is all of the last report. A run that was stopped may end without.
         """
