@@ -86,6 +86,14 @@ TASKS = {
         after=10000,
         steps=40000,
     ),
+    "smax_32_overlap": Task(
+        "the same, collected in a process of its own",
+        "smax",
+        BATTLES | {"overlap": True},
+        {},
+        after=10000,
+        steps=40000,
+    ),
 }
 
 

@@ -14,6 +14,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 
 from components.episode_buffer import EpisodeBatch
@@ -91,10 +92,14 @@ class Collector:
         seed_everything(self.seed)
         self.runner.setup(scheme, groups, preprocess, self.mac)
 
-    def run(self, parameters, t_env: int) -> dict[str, Any]:
+    def run(self, parameters, t_env: int, n_episodes: int) -> dict[str, Any]:
+        """Let the runner run until there are at least so many episodes."""
         self._follow(parameters, t_env)
-        batch = self.runner.run(test_mode=False)
-        return {"episodes": as_arrays(batch.data.transition_data), "t_env": self.runner.t_env}
+        parts: list[dict[str, Any]] = []
+        while sum(len(part["filled"]) for part in parts) < n_episodes:
+            parts.append(as_arrays(self.runner.run(test_mode=False).data.transition_data))
+        episodes = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        return {"episodes": episodes, "t_env": self.runner.t_env}
 
     def evaluate(self, parameters, t_env: int, n_episodes: int) -> dict[str, float]:
         with self._aside(parameters, t_env):

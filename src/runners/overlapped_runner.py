@@ -1,9 +1,11 @@
 """A runner in a process of its own, which collects the next episodes while the learner learns from the last.
 
 Every `run` returns the episodes that the previous one has asked for, and asks for the next with the parameters of now.
-So episodes are played by the parameters of one round before, whatever is faster: equal seeds give equal runs.
+So episodes are played by the parameters of one round before, whatever is faster: equal seeds give equal runs. A round has
+as many episodes as earn an update, so that there is something to play for as long as the learner learns.
 """
 
+import math
 import os
 import pickle
 import socket
@@ -41,6 +43,7 @@ class OverlappedRunner:
         if sys.platform != "linux":
             raise UserError(f"overlap=True needs Linux, this is {sys.platform}; set overlap=False")
         self.args, self.logger = args, logger
+        self._episodes = math.ceil(1 / args.updates_per_episode)  # of a round, at least
         self.t_env = 0  # of the last episodes that were returned; the process is a round ahead
         self._asked = False  # whether an answer to `run` is under way
         self._round: dict[str, Any] | None = None  # such an answer that nobody has asked for yet
@@ -131,7 +134,7 @@ class OverlappedRunner:
         return as_arrays(self.mac.agent.state_dict()), self.t_env
 
     def _ask_for_round(self) -> None:
-        self._send("run", *self._now())
+        self._send("run", *self._now(), self._episodes)
         self._asked = True
 
     def _settle(self) -> None:

@@ -80,6 +80,17 @@ def test_it_plays_the_same_episodes_as_the_runner_itself(make, settings):
     assert {name: there.logger.stats[name] for name in names} == {name: here.logger.stats[name] for name in names}
 
 
+def test_a_round_has_as_many_episodes_as_earn_an_update(make):
+    settings = {"runner": "vector", "batch_size_run": 4, "updates_per_episode": 0.15}
+    here, there = make(**settings), make(**settings, overlap=True)
+    seed_everything(here.args.seed + SEED)
+    for _ in range(3):
+        alone = [here.runner.run().data.transition_data for _ in range(2)]  # all four games end at once, 7 are wanted
+        mine = {key: torch.cat([episodes[key] for episodes in alone]) for key in alone[0]}
+        assert_equal(mine, there.runner.run().data.transition_data)
+        assert there.runner.t_env == here.runner.t_env
+
+
 def test_parameters_reach_the_play_after_one_round(make):
     experiment = make(overlap=True, runner="vector", batch_size_run=4, epsilon_start=0.0, epsilon_finish=0.0)
     runner, head = experiment.runner, experiment.mac.agent.fc2
