@@ -17,6 +17,7 @@ from config.schema import load
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
+COMPARED = {"3m": ("first_smax", "3m"), "2s3z": ("first_smax", "2s3z")}  # README's columns: report, and column there
 
 
 @pytest.fixture
@@ -131,6 +132,28 @@ def test_the_page_says_what_a_report_says(name):
     (table,) = re.findall(r"## (?:Each task|Scores)\n\n(.*?)\n\n", report, flags=re.DOTALL)
     assert len(table.splitlines()) > 3
     assert table in page
+
+
+def test_the_readme_says_what_the_reports_say():
+    section = (ROOT / "README.md").read_text().split("## A first comparison")[1].split("\n## ")[0]
+    (shown,) = read_tables(section)
+    names = {"`greedy_qmix` with `gate.mode=lagrange`": "greedy_qmix_lagrange"}
+    for name, row in shown.items():
+        for column, score in row.items():
+            report, task = COMPARED[column]
+            text = (ROOT / "results" / "published" / report / "report.md").read_text()
+            (found,) = (table for table in read_tables(text) if task in table["qmix"])
+            assert found[names.get(name, name.strip("`"))][task].startswith(score)
+
+
+def read_tables(page: str) -> list[dict[str, dict[str, str]]]:
+    """Row -> column -> cell of every table of a page; figures are written as .5."""
+    tables = []
+    for text in re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE):
+        head, _, *rows = ([cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines())
+        cells = [[re.sub(r"(?<!\d)0\.", ".", cell) for cell in row] for row in rows]
+        tables.append({name: dict(zip(head[1:], rest, strict=True)) for name, *rest in cells})
+    return tables
 
 
 def test_every_ablation_loads(module):
