@@ -1,8 +1,8 @@
 """A runner in a process of its own, which collects the next episodes while the learner learns from the last.
 
 Every `run` returns the episodes that the previous one has asked for, and asks for the next with the parameters of now.
-So episodes are played by the parameters of one round before, whatever is faster: equal seeds give equal runs. A round has
-as many episodes as earn an update, so that there is something to play for as long as the learner learns.
+So episodes are played by the parameters of one round before, whatever is faster: equal seeds give equal runs. A round
+has as many episodes as earn an update, so that there is something to play for as long as the learner learns.
 """
 
 import math
