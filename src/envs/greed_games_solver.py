@@ -15,7 +15,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
 from envs.greed_games import Game
 
@@ -114,7 +113,7 @@ def vdn_fit(payoffs: np.ndarray, weights: np.ndarray) -> AdditiveFit:
 
 @lru_cache
 def _upper_sets(shape: tuple[int, ...]) -> np.ndarray:
-    """All sets that with a cell hold every cell above it, the empty one included: (sets, cells) bool."""
+    """All sets that with a cell hold every cell above it, the empty one included: (sets, cells), 0.0 or 1.0."""
     sets = np.zeros((1, math.prod(shape)), dtype=bool)
     for cell in reversed(list(np.ndindex(shape))):  # a cell comes after all cells above it
         steps = [np.array(cell) + unit for unit in np.eye(len(shape), dtype=np.int64)]
@@ -122,14 +121,15 @@ def _upper_sets(shape: tuple[int, ...]) -> np.ndarray:
         grown = sets[sets[:, above].all(axis=1)]
         grown[:, np.ravel_multi_index(cell, shape)] = True
         sets = np.concatenate([sets, grown])
-    return sets
+    return sets.astype(np.float64)  # for sums by a product
 
 
 def isotonic(payoff: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """min_g sum w (r(a) - g(a))^2 over all g that are non-decreasing in every argument.
 
-    Such a g >= 0 is sum_U x_U 1[a in U] over upper sets U with x >= 0, which leaves non-negative least squares; g
-    never falls below the smallest payoff, so that counting from there makes it non-negative.
+    The upper set of highest mean payoff takes that mean, then of what is left the next one does, and so on: the
+    minimum lower sets algorithm (Brunk, Ewing and Utz 1957), from above. It takes means alone, so that it is exact to
+    rounding where non-negative least squares over the sets' indicators, many of them dependent, may stop early.
 
     Args:
         payoff, weights: (A_1, ..., A_N), of at most `MAX_JOINT_ACTIONS` cells; all weights > 0.
@@ -142,10 +142,15 @@ def isotonic(payoff: np.ndarray, weights: np.ndarray) -> np.ndarray:
         raise ValueError(f"{LIMITS}; got {payoff.size} joint actions")
     if (weights <= 0).any():
         raise ValueError("a monotone fit is not defined where the data has no weight; every joint action needs some")
-    lowest, root = payoff.min(), np.sqrt(weights.ravel())
-    indicators = _upper_sets(payoff.shape).T.astype(np.float64)  # (cells, sets)
-    heights, _residual = nnls(indicators * root[:, None], (payoff - lowest).ravel() * root)
-    return lowest + (indicators @ heights).reshape(payoff.shape)
+    sets, payoffs, left = _upper_sets(payoff.shape), payoff.ravel(), weights.ravel().copy()
+    fit = np.empty_like(payoffs, dtype=np.float64)
+    while left.any():
+        mass = sets @ left
+        means = np.divide(sets @ (left * payoffs), mass, out=np.full(len(sets), -np.inf), where=mass > 0)
+        best = means.argmax()
+        pooled = (sets[best] > 0) & (left > 0)
+        fit[pooled], left[pooled] = means[best], 0.0
+    return fit.reshape(payoff.shape)
 
 
 class MonotoneFit(NamedTuple):

@@ -4,7 +4,7 @@ Section and N numbers are those of the method's page: "N9" is its table of exact
 """
 
 from functools import partial
-from itertools import chain, combinations, product
+from itertools import chain, combinations, permutations, product
 
 import numpy as np
 import pytest
@@ -111,25 +111,39 @@ def upper_sets(shape):
             yield np.array([cell in chosen for cell in cells]).reshape(shape)
 
 
+def min_max_of_averages(payoff, weights):
+    """max over upper sets U, min over lower sets L, both holding a, of the mean payoff on their intersection."""
+    uppers = list(upper_sets(payoff.shape))
+    lowers = [np.flip(upper) for upper in uppers]
+    fit = np.empty(payoff.shape)
+    for cell in np.ndindex(payoff.shape):
+        averages = [
+            min(
+                (weights * payoff)[upper & lower].sum() / weights[upper & lower].sum()
+                for lower in lowers
+                if lower[cell]
+            )
+            for upper in uppers
+            if upper[cell]
+        ]
+        fit[cell] = max(averages)
+    return fit
+
+
 @pytest.mark.parametrize("shape", [(4,), (2, 2), (3, 3), (2, 2, 2)])
 def test_isotonic_is_the_min_max_of_averages(shape):
-    """g(a) = max over upper sets U, min over lower sets L, both holding a, of the mean payoff on their intersection."""
-    uppers = list(upper_sets(shape))
-    lowers = [np.flip(upper) for upper in uppers]
     for seed in range(3):
         payoff, weights = random_problem(seed, *shape)
-        fit = isotonic(payoff, weights)
-        for cell in np.ndindex(shape):
-            averages = [
-                min(
-                    (weights * payoff)[upper & lower].sum() / weights[upper & lower].sum()
-                    for lower in lowers
-                    if lower[cell]
-                )
-                for upper in uppers
-                if upper[cell]
-            ]
-            assert fit[cell] == exactly(max(averages))
+        np.testing.assert_allclose(isotonic(payoff, weights), min_max_of_averages(payoff, weights), atol=1e-12)
+
+
+def test_isotonic_where_many_sets_fit_alike():
+    """In every order of the actions of stag, where equal payoffs and weights once let a least-squares solver stop."""
+    game = make_game("stag", 0.726192)
+    weights = uniform((3, 3))
+    for first, second in product(permutations(range(3)), repeat=2):
+        payoff = game.payoffs[0][np.ix_(first, second)]
+        np.testing.assert_allclose(isotonic(payoff, weights), min_max_of_averages(payoff, weights), atol=1e-12)
 
 
 def test_isotonic_keeps_what_is_monotone_and_pools_what_is_not():
