@@ -21,9 +21,9 @@ from components.pace import Pace
 from components.transforms import OneHot
 from config.schema import extend, freeze
 from controllers import REGISTRY as mac_REGISTRY
-from envs import REGISTRY as env_REGISTRY
 from envs import make_vector_env
-from envs.multiagentenv import EnvCrash, MultiAgentEnv
+from envs.multiagentenv import EnvCrash
+from filming import film, save_replays
 from keeper import Keeper
 from learners import REGISTRY as learner_REGISTRY
 from modules.agents.sharing import assign_groups
@@ -31,7 +31,6 @@ from objectives.gate import MEASURED
 from runners import REGISTRY as runner_REGISTRY
 from runners.game_tables import format_tables
 from runners.overlapped_runner import OverlappedRunner
-from runners.spectator import Watched, watch_episode
 from utils import models
 from utils.acceleration import accelerate
 from utils.aside import allow_aside
@@ -40,7 +39,7 @@ from utils.cores import core_count
 from utils.errors import Interrupted, RunFailure, UserError
 from utils.logging import Logger, Progress, format_table
 from utils.memory import format_bytes, is_out_of_memory, keep_freed_memory
-from utils.networks import NonFiniteError, unroll
+from utils.networks import NonFiniteError
 from utils.plots import plot_gate, plot_learning_curve
 from utils.registry import lazy, resolve
 from utils.seeding import random_states, seed_everything, set_random_states
@@ -49,12 +48,9 @@ from utils.state import restore, state_of
 from utils.timehelper import time_str
 from utils.titles import env_title
 
-# Imported where they are used, so that only episodes in files need h5py, and only pictures matplotlib.
+# Imported where they are used, so that only episodes in files need h5py.
 load_dataset = lazy("components.dataset:load_dataset")
 new_writer = lazy("components.dataset:DatasetWriter")
-Shot = lazy("pictures.film:Shot")
-check_film = lazy("pictures.film:check")
-save_film = lazy("pictures.film:save")
 
 LENGTHS = 8  # that batches may have if updates are compiled: each is compiled anew
 NONFINITE_IN_ROW = 100  # updates in a row that are too many to leave out
@@ -121,8 +117,7 @@ def watch(config, path: Path, episodes: int, fps: float, log) -> list[str]:
     """
     args = extend(prepare({**config, "evaluate": True, "test_nepisode": episodes}, log), unique_token="replay")
     with running(args, Logger(log)) as runner:
-        experiment = Experiment(args, Logger(log), runner)
-        return experiment.watch(path, episodes, fps)
+        return film(Experiment(args, Logger(log), runner), path, episodes, fps)
 
 
 def prepare(config, log, times_resumed: int = 0):
@@ -341,7 +336,7 @@ class Experiment:
         """Test once more, unless nothing was played since; whether that was so."""
         if self.runner.t_env <= self.counters.last_test:
             return False
-        self.counters.summary = self._test()
+        self.counters.summary = self.test()
         self.counters.last_test = self.runner.t_env
         return True
 
@@ -373,7 +368,7 @@ class Experiment:
             self.logger.log_stat("rollout_steps", counters.rollout_steps, t_env)
             counters.last_rollout = t_env
         if t_env - counters.last_test >= args.test_interval:
-            counters.summary = self._test()
+            counters.summary = self.test()
             counters.last_test = t_env
         if args.save_model and t_env - counters.last_save >= args.save_model_interval:
             try:
@@ -393,97 +388,23 @@ class Experiment:
 
     def evaluate(self) -> dict[str, float]:
         """Play `test_nepisode` test episodes and print their statistics."""
-        summary = self._test()
+        summary = self.test()
         rows = [("episodes", f"{self.args.test_nepisode}"), ("model", f"{self.args.checkpoint_path or 'untrained'}")]
         rows += [(key.removeprefix("test_"), f"{value:.4f}") for key, value in summary.items()]
         print(format_table(rows, f"Evaluation of {self.args.name} on {env_title(self.args.env, self.args.env_args)}"))
         if self.args.save_replay:
             try:
-                print("\n".join(self._save_replay()))
+                print("\n".join(save_replays(self.runner)))
             except NotImplementedError as error:
                 raise UserError(f"save_replay=True: {error}; set save_replay=False") from error
         if self.args.render:
             path = Path(self.args.local_results_path) / "replays" / f"{self.args.unique_token}.gif"
-            print("\n".join(self.watch(path)))
+            print("\n".join(film(self, path)))
         return summary
 
-    def _save_replay(self) -> list[str]:
-        """Let the environments save what they played; returns a line for each replay.
-
-        Raises:
-            NotImplementedError: they cannot.
-        """
-        saved = self.runner.save_replay()
-        return [
-            f"Replay: {path}" if path else "The environment has saved its replay"
-            for path in (saved if isinstance(saved, list) else [saved])
-        ]
-
-    def watch(self, path: Path, episodes: int = 1, fps: float = 4.0) -> list[str]:
-        """Film greedy episodes; returns lines that say what was played and written.
-
-        Raises:
-            UserError: the environment has neither `scene` nor `save_replay`.
-        """
-        args = self.args
-        check_film(path)
-        # Battles that were not trained on, as in tests.
-        seed = None if args.env_args["seed"] is None else args.env_args["seed"] + args.batch_size_run
-        env = resolve("env", args.env, env_REGISTRY)(**{**args.env_args, "seed": seed})
-        shots, lines = [], []
-        try:
-            if getattr(type(env), "scene", MultiAgentEnv.scene) is MultiAgentEnv.scene:  # known before a game starts
-                return self._replay_instead()
-            for number in range(1, episodes + 1):
-                watched = watch_episode(env, self.mac, self._empty_episode)
-                shots += self._shots(watched, f"{args.name} on {env_title(args.env, args.env_args)}, episode {number}")
-                lines.append(f"Episode {number}: {_outcome(watched)}")
-        except NotImplementedError:
-            return self._replay_instead()
-        finally:
-            env.close()
-        try:
-            save_film(path, shots, fps)
-        except OSError as error:
-            raise RunFailure(f"{path} cannot be written: {error}") from error
-        return [*lines, f"Film: {path} ({len(shots)} frames, {format_bytes(path.stat().st_size)})"]
-
-    def _replay_instead(self) -> list[str]:
-        """Let environments that cannot be drawn save replays of tests."""
-        try:
-            self._test()
-            return self._save_replay()
-        except (NotImplementedError, AttributeError) as error:  # one written for PyMARL may lack the method
-            raise UserError(
-                f"env={self.args.env}: cannot be drawn and saves no replays ({error}); give it a method scene() that "
-                "returns what there is to see (envs/scene.py)"
-            ) from error
-
-    def _empty_episode(self) -> EpisodeBatch:
-        steps = self.args.episode_limit + 1
-        return EpisodeBatch(self.scheme, self.groups, 1, steps, preprocess=self.preprocess, device=self.args.device)
-
-    def _shots(self, watched: Watched, title: str) -> list[Any]:
-        """An episode with what the agents' networks say at each step."""
-        batch, learner = watched.batch, self.learner
-        if hasattr(learner, "head_values"):
-            values = learner.head_values(batch)
-        else:
-            name = "probability" if self.args.agent_output_type == "pi_logits" else "value"
-            with torch.no_grad():
-                values = {name: unroll(self.mac, batch, test_mode=True)}
-        weights = learner.agent_weights(batch)[0].cpu().numpy() if hasattr(learner, "agent_weights") else None
-        said = {name: value[0].cpu().numpy() for name, value in values.items()}
-        actions, avail = batch["actions"][0, ..., 0].cpu().numpy(), batch["avail_actions"][0].cpu().numpy()
-        shots, total = [], 0.0
-        for t, reward in enumerate(watched.rewards):
-            total += reward
-            heading = f"{title}, step {t + 1}: reward {reward:.2f}, so far {total:.2f}"
-            now = {name: value[t] for name, value in said.items()}
-            shots.append(
-                Shot(watched.scenes[t], heading, actions[t], avail[t], now, None if weights is None else weights[t])
-            )
-        return [*shots, Shot(watched.scenes[-1], f"{title}: {_outcome(watched)}")]
+    def new_batch(self, episodes: int, steps: int) -> EpisodeBatch:
+        """An empty one for what this run's agents play."""
+        return EpisodeBatch(self.scheme, self.groups, episodes, steps, None, self.preprocess, self.args.device)
 
     def record(self, path: str, episodes: int) -> Path:
         """Play exactly `episodes` episodes into the file `path`."""
@@ -644,7 +565,8 @@ class Experiment:
         self.learner.choose_actor()
         return steps
 
-    def _test(self) -> dict[str, float]:
+    def test(self) -> dict[str, float]:
+        """Play `test_nepisode` test episodes; returns their statistics."""
         if hasattr(self.runner, "evaluate"):
             return self.runner.evaluate(self.args.test_nepisode)
         for _ in range(max(1, self.args.test_nepisode // self.runner.batch_size)):  # a runner written for PyMARL
@@ -676,13 +598,10 @@ class Experiment:
         env: Any = getattr(self.runner, "env", None)
         if hasattr(env, "game_states") and hasattr(self.learner, "joint_values"):
 
-            def new_batch(episodes: int, length: int) -> EpisodeBatch:
-                return EpisodeBatch(self.scheme, self.groups, episodes, length, None, self.preprocess, args.device)
-
             def make_env(n_envs: int):
                 return make_vector_env(args.env, n_envs, args.device, args.env_args)
 
-            print(format_tables(self.learner, env.game_states(), make_env, new_batch))
+            print(format_tables(self.learner, env.game_states(), make_env, self.new_batch))
         rows = [] if args.offline else [("steps", f"{steps:,} ({steps / seconds:,.0f} per second)")]
         rows += [
             ("updates", f"{updates:,} ({updates / seconds:.1f} per second)"),
@@ -793,12 +712,3 @@ def new_folder(args) -> Path:
             (results / "checkpoints" / name).mkdir(parents=True)
             return results / "checkpoints" / name
     raise UserError(f"local_results_path={args.local_results_path!r}: no free name like {token} in checkpoints")
-
-
-def _outcome(watched: Watched) -> str:
-    """How an episode ended, in words."""
-    count = len(watched.rewards)
-    words = [f"{count} step{'s' * (count != 1)}", f"return {sum(watched.rewards):.2f}"]
-    if "battle_won" in watched.info:
-        words.append("won" if watched.info["battle_won"] else "not won")
-    return ", ".join(words) + (" (time is up)" if watched.info.get("episode_limit") else "")
