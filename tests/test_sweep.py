@@ -610,8 +610,8 @@ def states(folder: Path) -> dict[str, tuple[str, int]]:
 def test_a_sweep_whose_processes_are_killed(tmp_path, compare, capsys):
     """A worker of Ray's, and the training process of another run: both go on, and end as if nothing had happened."""
     folder, options = tmp_path / "swept", ("--configs=qmix,vdn", "--seeds=0,3", "--cpus-per-run=0.5")
-    words = ("with", "t_max=4000", *SMALL)
-    process = launch(folder, *options, *words, "checkpoint_interval=0.1")
+    words = ("with", "t_max=2500", *SMALL)
+    process = launch(folder, *options, *words, "checkpoint_interval=0.02")
     try:
         first = next_with_checkpoint(folder)
         table = process_table()

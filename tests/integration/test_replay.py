@@ -64,7 +64,7 @@ def test_film_of(game, tmp_path, capsys):
     assert 2 <= len(frames) <= sum(steps) + 2
     assert len({frame.shape for frame in frames}) == 1
     assert all(side % 2 == 0 for side in frames[0].shape[:2])
-    assert all(len(np.unique(frame.reshape(-1, 3), axis=0)) > 10 for frame in frames)  # none is empty
+    assert all(len(set(map(bytes, frame[::4, ::4].reshape(-1, 3)))) > 10 for frame in frames)  # none is empty
     assert list(tmp_path.glob("**/*.part*")) == []
 
 

@@ -154,7 +154,7 @@ GAME = ("--config=qmix", "--env-config=matrix_games", "with", "rnn_hidden_dim=16
 
 def launch(results, *options):
     return subprocess.Popen(
-        [sys.executable, str(MAIN), *GAME, *OFTEN, f"local_results_path={results}", *options],
+        [sys.executable, str(MAIN), *GAME, f"local_results_path={results}", *options],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -173,16 +173,17 @@ def wait_for(process, pattern: str) -> None:
 
 def test_sigterm_and_going_on(tmp_path, drill):
     plain, stopped = tmp_path / "plain", tmp_path / "stopped"
-    assert run_main(*GAME, *OFTEN, "t_max=2000", f"local_results_path={plain}") == 0
-    process = launch(stopped, "t_max=2000", "resume=auto")
+    options = ("t_max=1000", "checkpoint_interval=0.005", *OFTEN[1:])
+    assert run_main(*GAME, *options, f"local_results_path={plain}") == 0
+    process = launch(stopped, *options, "resume=auto")
     wait_for(process, "Checkpoint of step")
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (75, "")
     (word,) = re.findall(r"Stopped at step (\d+) \(SIGTERM\); the model is saved in \S+; .*goes on at step \1", out)
-    assert 0 < int(word) < 2000
+    assert 0 < int(word) < 1000
     assert read_run(stopped)["status"] == "INTERRUPTED"
-    assert run_main(*GAME, *OFTEN, "t_max=2000", f"local_results_path={stopped}", "resume=auto") == 0
+    assert run_main(*GAME, *options, f"local_results_path={stopped}", "resume=auto") == 0
     for token in (stopped / "models").iterdir():  # saved where it stopped
         for file in (token / word).iterdir():
             file.unlink()
@@ -230,7 +231,7 @@ def test_bad_requests(tmp_path, capsys):
 
 
 def test_two_runs_of_one_second_share_a_folder(tmp_path):
-    processes = [launch(tmp_path, "t_max=200") for _ in range(3)]
+    processes = [launch(tmp_path, *OFTEN, "t_max=100") for _ in range(3)]
     ends = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], ends
     assert len(list((tmp_path / "models").iterdir())) == 3

@@ -127,7 +127,7 @@ def test_equal_seeds_learn_the_same(make):
 
 
 def test_it_learns_the_two_step_game(tmp_path, capsys):
-    assert run_main(*TWO_STEP, *QUICK, "t_max=3000", f"local_results_path={tmp_path}") == 0
+    assert run_main(*TWO_STEP, *QUICK, "t_max=1500", f"local_results_path={tmp_path}") == 0
     assert "state 2B: learned values" in capsys.readouterr().out
     assert read_run(tmp_path)["metrics"]["test_return_mean"]["values"][-1] == 8
 
