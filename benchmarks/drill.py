@@ -166,7 +166,7 @@ class Child:
             return wrapper
 
         run.Experiment.train = marked(run.Experiment.train, TRAINING)
-        run.Experiment._test = marked(run.Experiment._test, EVALUATION)
+        run.Experiment.test = marked(run.Experiment.test, EVALUATION)
         Checkpoints.write = marked(Checkpoints.write, WRITING)
         try:
             return command(["main.py", *argv])

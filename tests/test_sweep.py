@@ -609,8 +609,8 @@ def states(folder: Path) -> dict[str, tuple[str, int]]:
 @needs_ray
 def test_a_sweep_whose_processes_are_killed(tmp_path, compare, capsys):
     """A worker of Ray's, and the training process of another run: both go on, and end as if nothing had happened."""
-    folder, options = tmp_path / "swept", ("--configs=qmix,vdn", "--seeds=0,3", "--cpus-per-run=0.5")
-    words = ("with", "t_max=2500", *SMALL)
+    folder, options = tmp_path / "swept", ("--configs=qmix", "--seeds=0,3", "--cpus-per-run=0.5")
+    words = ("with", "t_max=3000", *SMALL)
     process = launch(folder, *options, *words, "checkpoint_interval=0.02")
     try:
         first = next_with_checkpoint(folder)
@@ -623,16 +623,14 @@ def test_a_sweep_whose_processes_are_killed(tmp_path, compare, capsys):
     finally:
         process.kill()
     assert process.returncode == 0, out
-    tried = {run.name: (DONE, 2 if run in (first, second) else 1) for run in folder.glob("*__seed_*")}
-    assert len(tried) == 4
-    assert states(folder) == tried, out
+    assert states(folder) == {first.name: (DONE, 2), second.name: (DONE, 2)}, out
     assert "cut: its worker died; it can go on at step" in out
     assert "cut: killed by SIGKILL; it can go on at step" in out
     assert "raylet" not in out  # Ray's own words
     for run in (first, second):
         assert "Resumed at step" in (run / "output.txt").read_text()
         plain = tmp_path / run.name
-        game = (f"--config={run.name.partition('__')[0]}", "--env-config=matrix_games", *words, f"seed={run.name[-1]}")
+        game = ("--config=qmix", "--env-config=matrix_games", *words, f"seed={run.name[-1]}")
         assert run_main(*game, f"local_results_path={plain}") == 0
         (last,) = plain.glob("models/*/*")
         for model in run.glob("models/*/*"):
@@ -641,7 +639,7 @@ def test_a_sweep_whose_processes_are_killed(tmp_path, compare, capsys):
         assert compare(plain, run) == []
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert run_sweep("--env-configs=matrix_games", f"--results={folder}", *options, *words) == 0
-    assert "All 4 runs are complete; nothing is left to do" in capsys.readouterr().out
+    assert "All 2 runs are complete; nothing is left to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
