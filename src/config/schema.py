@@ -781,6 +781,11 @@ def _conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     elif config["learner"] in LEARNER_BLOCKS:
         if config["critic"] is not None:
             yield "Q learners have no critic; set critic=null, or learner=lica_learner", "learner", "critic"
+        if config["agent_output_type"] != "q":
+            message = "what Q learners learn are values, of any size; set agent_output_type=q"
+            yield message, "learner", "agent_output_type"
+        if config["mac"] == "gated_mac" and "heads" not in config:
+            yield "there is one head, which needs no second network; set mac=basic_mac", "learner", "mac"
         if config["entropy_coef"] > 0:
             message = "Q learners have no policy whose entropy could be raised; set entropy_coef=0"
             yield message, "learner", "entropy_coef"
@@ -806,6 +811,8 @@ FOR_SEEDS: dict[str, tuple[Any, ...]] = {
     "action_selector": ("epsilon_greedy", "one_at_a_time"),
     "offline": (False,),
     "evaluate": (False,),
+    "compile": (False,),
+    "precision": ("float32", "tf32"),
     "resume": ("",),
     "checkpoint_path": ("",),
     "save_dataset": ("",),
@@ -884,6 +891,9 @@ def _regulariser_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     if config["behaviour"]["source"] != "bc_rnn":
         message = "policies are compared with what a model says of every agent's own history"
         yield f"{message}; set behaviour.source=bc_rnn", "learner", "behaviour.source"
+    if config["regulariser"]["coefficient"] == "lagrange" and config["regulariser"]["threshold"] <= 0:
+        message = "no divergence is below 0, so the multiplier would only grow; set regulariser.threshold above 0"
+        yield message, "regulariser.coefficient", "regulariser.threshold"
 
 
 def _greedy_actor_critic_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -937,8 +947,12 @@ def _term_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 "its least gap is above every small threshold, so the multiplier would diverge; use max or lse_beta"
             )
             yield message, "conservative.coefficient", "conservative.op"
+        elif conservative["op"] != "policy" and conservative["threshold"] <= 0:
+            message = "no gap is below 0, so the multiplier would only grow; set conservative.threshold above 0"
+            yield message, "conservative.coefficient", "conservative.threshold"
         if gate["mode"] == "lagrange" and gate["acts_on"] == "penalty":
-            other = "loss" if "heads" in config else "none"
+            shared = config.get("heads", {}).get("utilities") == "shared"
+            other = "loss" if shared else "none"
             message = "weights that are reciprocal multipliers cancel against multiplied penalties"
             yield f"{message}; set gate.acts_on={other}", "conservative.coefficient", "gate.acts_on"
     if munchausen["source"] == "none" and munchausen["kl"] > 0:
@@ -1032,8 +1046,8 @@ def _method_conflicts(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             message = "a counterfactual policy belongs to its agent's own action; set munchausen.source=alt_utility"
             yield message, "munchausen.who", "munchausen.source"
         if not config["obs_agent_id"] and config["share"] == "all":
-            message = "without ids all agents have one policy, so others say what the agent itself says; set who=own"
-            yield message, "munchausen.who", "obs_agent_id"
+            message = "without ids all agents have one policy, so others say what the agent itself says"
+            yield f"{message}; set munchausen.who=own", "munchausen.who", "obs_agent_id"
         if munchausen["kl"] > 0:
             message = "the direct KL is to one policy; set munchausen.who=own or munchausen.kl=0"
             yield message, "munchausen.who", "munchausen.kl"

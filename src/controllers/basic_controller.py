@@ -14,6 +14,7 @@ from modules.agents import REGISTRY as agent_REGISTRY
 from modules.agents.sharing import share_parameters
 from utils.networks import (
     Packing,
+    offers,
     sequence_input_size,
     sequence_inputs,
     step_features,
@@ -58,10 +59,10 @@ class BasicMAC:
 
         Behind an episode's end, where nothing is learned from, agents' outputs may be 0 instead (`Packing`).
 
-        Agents without an `unroll` of their own are stepped, and so are controllers that override what one step does
-        without saying what a sequence does: they must train on the inputs that they act on.
+        Agents without an `unroll` of their own are stepped, and so are agents and controllers that override what one
+        step does without saying what a sequence does: they must train on what they act on.
         """
-        if not hasattr(self.agent, "unroll") or self._step_is_overridden():
+        if not offers(self.agent, "unroll") or self._step_is_overridden():
             self.init_hidden(batch.batch_size)
             return torch.stack([self.forward(batch, t, test_mode) for t in range(batch.max_seq_length)], dim=1)
         return self._to_output(self._run(self.agent, batch), batch["avail_actions"], test_mode)
@@ -71,7 +72,7 @@ class BasicMAC:
 
         Features are memories after every step; of agents without memory, the last hidden layer.
         """
-        if not hasattr(self.agent, "unroll_features") or self._step_is_overridden():
+        if not offers(self.agent, "unroll_features") or self._step_is_overridden():
             return step_features(self, batch)
         inputs = self._build_sequence_inputs(batch)
         outputs, features = unroll_network_features(self.agent, inputs, Packing.of(batch))
@@ -136,6 +137,9 @@ class BasicMAC:
 
     def _build_sequence_inputs(self, batch) -> torch.Tensor:
         """`_build_inputs` for all steps at once: (T, B, N, I)."""
+        if type(self)._build_inputs is not BasicMAC._build_inputs:
+            steps = [self._build_inputs(batch, t) for t in range(batch.max_seq_length)]
+            return torch.stack(steps).unflatten(1, (batch.batch_size, self.n_agents))
         return sequence_inputs(batch, self.args)
 
     def _get_input_shape(self, scheme) -> int:

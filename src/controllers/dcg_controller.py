@@ -13,6 +13,7 @@ from modules.agents.sharing import share_parameters
 from modules.graphs.coordination import GraphValues, edge_list
 from modules.graphs.payoffs import PayoffNetwork
 from utils.errors import UserError
+from utils.networks import offers
 from utils.registry import resolve
 
 
@@ -28,7 +29,7 @@ class GraphAgent(nn.Module):
         super().__init__()
         build = resolve("agent", args.agent, agent_REGISTRY)
         self.network = share_parameters(lambda: build(input_shape, args), args.agent_groups)
-        if not hasattr(self.network, "unroll_features"):
+        if not offers(self.network, "unroll_features"):
             raise UserError(
                 f"agent={args.agent!r}: payoffs are made from features, which it does not give; set agent=rnn"
             )

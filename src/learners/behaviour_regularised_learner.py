@@ -60,7 +60,8 @@ class BehaviourRegularisedLearner(MADDPGLearner):
         return loss
 
     def _coefficient(self) -> torch.Tensor:
-        return self.cfg.regulariser.alpha * self.log_multiplier.exp()
+        cfg, climbed = self.cfg.regulariser, self.log_multiplier.exp()
+        return cfg.alpha * (climbed if cfg.coefficient == "lagrange" else torch.ones_like(climbed))
 
     def _divergence(self, policy: torch.Tensor, log_beta: torch.Tensor) -> torch.Tensor:
         """1/N sum_i D(pi_i, beta_i), (B, T, 1)."""

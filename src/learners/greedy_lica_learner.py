@@ -216,4 +216,4 @@ class GreedyLICALearner(GreedyTerms, LICALearner):
         for name in ("independent", "target_independent", "slow_independent"):
             getattr(self, name).agent.load_state_dict(state[name])
         self.slow_critic.load_state_dict(state["slow_critic"])
-        self._load_behaviour(state)
+        self._load_terms(state)

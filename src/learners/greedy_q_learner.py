@@ -417,4 +417,4 @@ class GreedyQLearner(GreedyTerms, QLearner):
         state = torch.load(file, map_location="cpu", weights_only=True)
         self.slow_mac.agent.load_state_dict(state["slow_agent"])
         self.slow_mixer.load_state_dict(state["slow_mixer"])
-        self._load_behaviour(state)
+        self._load_terms(state)

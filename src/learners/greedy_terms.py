@@ -54,8 +54,12 @@ class GreedyTerms:
         self.excess_known = torch.zeros(2)  # 1 for heads of which that has been measured
         self.log_multipliers = torch.zeros(2)  # of the Lagrangian gate
         self.log_coefficients = torch.zeros(2)  # of the penalties, if these are Lagrangian
+        self.weights = self._first_weights()
+
+    def _first_weights(self) -> torch.Tensor:
+        """The weights (2,) before the first update; with `gate.mode` fixed or none, of all."""
         fixed = self.cfg.gate.weight_independent if self.cfg.gate.mode == "fixed" else 0.5
-        self.weights = torch.tensor([fixed, 1 - fixed])
+        return torch.tensor([fixed, 1 - fixed])
 
     # Scales
 
@@ -123,8 +127,9 @@ class GreedyTerms:
         """What the weights fall with, (2,): smoothed over updates, and of this batch where that differs."""
         metric = self.cfg.gate.metric
         if metric == "td":
-            nothing = torch.zeros_like(self.gap_ema) if self.td_ema is None else self.td_ema
-            return nothing, nothing
+            squared = torch.zeros_like(self.gap_ema) if self.td_ema is None else self.td_ema
+            losses = squared / self.target_std.mean()  # in the units of a value, as gaps are
+            return losses, losses
         if metric == "gap":
             return self.gap_ema, gaps
         values = torch.zeros_like(gaps) if self.value_ema is None else self.value_ema  # None before the first rollout
@@ -231,7 +236,9 @@ class GreedyTerms:
             return {}
         return {"behaviour": self.behaviour.state_dict(), "behaviour_opt": self.behaviour_optimiser.state_dict()}
 
-    def _load_behaviour(self, state: dict[str, Any]) -> None:
+    def _load_terms(self, state: dict[str, Any]) -> None:
+        if self.cfg.gate.mode in ("fixed", "none"):  # the model's gate may have learned others
+            self.weights = self._first_weights().to(self.weights.device)
         if self.behaviour is not None and "behaviour" in state:
             self.behaviour.load_state_dict(state["behaviour"])
             self.behaviour_optimiser.load_state_dict(state["behaviour_opt"])

@@ -5,6 +5,7 @@ others play on; its episode never reaches the replay, and is counted in `env_cra
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,6 +52,14 @@ class ParallelRunner(VectorRunner):
     rollout_class = ParallelRollout
     env: ProcessVectorEnv
     test_env: ProcessVectorEnv | None
+    crashes_before = 0  # of the run that this one goes on with
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"crashes": self._crashes()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.crashes_before = state["crashes"]
 
     def close_env(self) -> None:
         super().close_env()
@@ -83,5 +92,7 @@ class ParallelRunner(VectorRunner):
         self._log_crashes()
 
     def _log_crashes(self) -> None:
-        crashes = sum(env.crashes for env in {self.env, self.test_env} if env is not None)
-        self.logger.log_stat("env_crashes", crashes, self.t_env)
+        self.logger.log_stat("env_crashes", self._crashes(), self.t_env)
+
+    def _crashes(self) -> int:
+        return self.crashes_before + sum(env.crashes for env in {self.env, self.test_env} if env is not None)

@@ -300,7 +300,7 @@ class VectorRunner:
         rollout.start()
         remaining = self._shares(n_episodes, n_envs)
         while any(remaining):
-            outcome, ended = rollout.step(self.t_env, test_mode=True)
+            outcome, ended = rollout.step(self.t_env, True, self.args.bootstrap_time_limit)
             over = _where(ended)
             rows = [e for e in over if remaining[e] > 0]
             for e in rows:

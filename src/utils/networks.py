@@ -83,15 +83,15 @@ class Packing:
 
 
 def unroll_network(network, inputs: torch.Tensor, packing: Packing | None = None) -> torch.Tensor:
-    """An agent's network on sequences from fresh memory, stepped if it has no `unroll`: (T, B, N, I) -> (T, B, N, A).
+    """An agent's network on sequences from fresh memory, stepped if it offers no `unroll`.
 
-    With a packing, what lies behind a sequence's end is not computed, and 0.
+    (T, B, N, I) -> (T, B, N, A). With a packing, what lies behind a sequence's end is not computed, and 0.
     """
-    if packing is not None and knows(network, "unroll_packed", "unroll"):
+    if packing is not None and offers(network, "unroll_packed") and knows(network, "unroll_packed", "unroll"):
         return unroll_network_features(network, inputs, packing)[0]
     T, B, N, _ = inputs.shape
     rows, hidden = inputs.reshape(T, B * N, -1), _fresh_memory(network, B * N)
-    if hasattr(network, "unroll"):
+    if offers(network, "unroll"):
         return network.unroll(rows, hidden)[0].view(T, B, N, -1)
     outputs = []
     for step in rows:
@@ -120,6 +120,11 @@ def knows(network, fast: str, plain: str) -> bool:
     classes = list(enumerate(type(network).__mro__))
     of_fast, of_plain = (next((n for n, cls in classes if name in vars(cls)), len(classes)) for name in (fast, plain))
     return of_fast < len(classes) and of_fast <= of_plain
+
+
+def offers(network, fast: str) -> bool:
+    """Whether the network has the method `fast` and no subclass overrides `forward`, which acts, but not that."""
+    return hasattr(network, fast) and (not hasattr(type(network), fast) or knows(network, fast, "forward"))
 
 
 def _fresh_memory(network, rows: int) -> torch.Tensor:

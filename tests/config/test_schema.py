@@ -592,6 +592,7 @@ def test_what_the_remedies_say_is_taken(updates):
 
 
 SEPARATE = ["heads.utilities=separate", "heads.act=global", "mac=gated_mac", "gate.acts_on=none"]
+HELD = ["conservative.coefficient=lagrange", "conservative.op=max", "conservative.threshold=0.5"]
 OTHERS = ["munchausen.who=others", "munchausen.source=alt_utility"]
 
 
@@ -686,9 +687,19 @@ OTHERS = ["munchausen.who=others", "munchausen.source=alt_utility"]
             for op in ("lse", "lse_mean", "softmax", "uniform")
         ),
         (
-            ["conservative.coefficient=lagrange", "conservative.op=max", "gate.mode=lagrange", "gate.acts_on=penalty"],
+            [*HELD, "gate.mode=lagrange", "gate.acts_on=penalty"],
             "conservative.coefficient='lagrange', gate.acts_on='penalty'",
             "cancel against multiplied penalties; set gate.acts_on=loss",
+        ),
+        (
+            [*SEPARATE, *HELD, "gate.mode=lagrange", "gate.acts_on=penalty"],
+            "conservative.coefficient='lagrange', gate.acts_on='penalty'",
+            "cancel against multiplied penalties; set gate.acts_on=none",
+        ),
+        (
+            ["conservative.coefficient=lagrange", "conservative.op=max"],
+            "conservative.coefficient='lagrange', conservative.threshold=0.0",
+            "no gap is below 0, so the multiplier would only grow; set conservative.threshold above 0",
         ),
         *(
             (
@@ -722,7 +733,7 @@ OTHERS = ["munchausen.who=others", "munchausen.source=alt_utility"]
         (
             [*OTHERS, "obs_agent_id=False"],
             "munchausen.who='others', obs_agent_id=False",
-            "without ids all agents have one policy, so others say what the agent itself says; set who=own",
+            "without ids all agents have one policy, so others say what the agent itself says; set munchausen.who=own",
         ),
         (
             ["share=none", "behaviour.source=bc_rnn", "obs_agent_id=False"],
@@ -769,8 +780,9 @@ def test_options_of_the_method_that_make_no_sense_together_are_refused_with_the_
         ["gate.op=lse", "gate.joint=cf"],
         ["gate.op=lse", "gate.mode=lagrange"],  # auto is cf then
         *(["conservative.op=lse_beta", f"behaviour.source={source}"] for source in ("stored", "bc_rnn", "cvae_joint")),
-        ["conservative.coefficient=lagrange", "conservative.op=max", "gate.mode=lagrange"],
-        ["conservative.coefficient=lagrange", "conservative.op=max", "gate.acts_on=penalty"],
+        [*HELD, "gate.mode=lagrange"],
+        [*HELD, "gate.acts_on=penalty"],
+        [*SEPARATE, *HELD, "gate.mode=lagrange", "gate.acts_on=none"],
         ["gate.metric=over", "gate.realised=is", "behaviour.source=stored"],
         ["gate.metric=cert", "gate.realised=rollout"],
         [*SEPARATE, "gate.metric=cert", "gate.realised=rollout"],
@@ -788,6 +800,19 @@ def test_options_of_the_method_that_do_make_sense_are_taken(updates):
 @pytest.mark.parametrize(
     ("alg", "update", "found", "remedy"),
     [
+        ("iql", "agent_output_type=pi_logits", "agent_output_type='pi_logits'", "set agent_output_type=q"),
+        (
+            "qmix",
+            "mac=gated_mac",
+            "mac='gated_mac'",
+            "there is one head, which needs no second network; set mac=basic_mac",
+        ),
+        (
+            "brac_p",
+            "regulariser.coefficient=lagrange",
+            "regulariser.coefficient='lagrange'",
+            "so the multiplier would only grow; set regulariser.threshold above 0",
+        ),
         ("lica", "critic=None", "critic=None", "its actors learn from another critic; set critic=lica"),
         ("lica", "agent_output_type=q", "action_selector='multinomial'", "set agent_output_type=pi_logits"),
         (

@@ -12,6 +12,9 @@ from components.episode_buffer import EpisodeBatch
 from components.transforms import OneHot
 from controllers import REGISTRY
 from controllers.basic_controller import BasicMAC
+from modules.agents import REGISTRY as agent_REGISTRY
+from modules.agents.mlp_agent import MLPAgent
+from modules.agents.rnn_agent import RNNAgent
 from utils.networks import unroll_features
 
 N, A, O, H = 2, 3, 2, 8
@@ -194,6 +197,27 @@ def test_agents_without_unroll_are_stepped():
     stepped = mac.unroll_features(batch)
     close(on_filled(batch, stepped[0]), fused)
     close(on_filled(batch, stepped[1]), memories)
+
+
+@pytest.mark.parametrize("share", [None, [0, 1]])
+@pytest.mark.parametrize("agent_class", [RNNAgent, MLPAgent])
+def test_agents_that_override_a_step_alone_are_stepped(agent_class, share, monkeypatch):
+    class Dueling(agent_class):
+        def __init__(self, input_shape, args):
+            super().__init__(input_shape, args)
+            self.value = nn.Linear(input_shape, 1)
+
+        def forward(self, inputs, hidden_state):
+            advantages, hidden = super().forward(inputs, hidden_state)
+            return advantages - advantages.mean(-1, keepdim=True) + self.value(inputs), hidden
+
+    monkeypatch.setitem(agent_REGISTRY, "dueling", Dueling)
+    mac, batch = make_mac(agent="dueling", agent_groups=share), random_batch()
+    found = mac.unroll(batch)
+    close(on_filled(batch, found), on_filled(batch, looped(mac, batch)))
+    found.sum().backward()
+    assert all(parameter.grad is not None for parameter in mac.parameters())
+    close(on_filled(batch, unroll_features(mac, batch)[0]), on_filled(batch, found))
 
 
 @pytest.mark.parametrize("agent", ["rnn", "rnn_norm"])

@@ -61,6 +61,19 @@ def test_steps_are_those_of_the_unroll(act, agent):
         assert any(one.any() for one in of_fused)
 
 
+def test_heads_read_the_inputs_that_a_subclass_acts_on():
+    class Louder(GatedMAC):
+        def _build_inputs(self, batch, t):
+            return 2 * super()._build_inputs(batch, t)
+
+    mac = make("distil")
+    batch = random_batch(mac.args, seed=1)
+    mac.__class__ = Louder
+    networks = (mac.agent.independent, mac.agent.cooperative, mac.agent.actor)
+    for found, network in zip((*mac.unroll_heads(batch), mac.unroll_imitation(batch)), networks, strict=True):
+        close(on_filled(batch, found), alone(network, mac, batch))
+
+
 @pytest.mark.parametrize("agent", ["rnn", "mlp"])
 @pytest.mark.parametrize("act", ACTS)
 def test_each_network_remembers_for_itself(act, agent):

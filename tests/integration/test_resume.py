@@ -126,7 +126,7 @@ def test_every_environment_that_saves_itself_goes_on_exactly(env, overrides, tmp
     "settings",
     [
         {"mac": "gated_mac", "heads": {"utilities": "separate", "act": "agent"}, "gate": {"acts_on": "none"}},
-        {"gate": {"mode": "lagrange"}, "conservative": {"coefficient": "lagrange", "op": "max"}},
+        {"gate": {"mode": "lagrange"}, "conservative": {"coefficient": "lagrange", "op": "max", "threshold": 0.5}},
         {"behaviour": {"source": "cvae_joint"}},
         {"behaviour": {"source": "bc_rnn"}},
         {"replay_dtype": "float16"},

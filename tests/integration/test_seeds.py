@@ -166,6 +166,8 @@ def test_a_run_that_is_asked_to_stop_keeps_its_models(tmp_path, capsys):
         (["--config=qcgraph_qmix", "--env-config=matrix_games"], "learner"),
         (["--config=qmix", "--env-config=matrix_games", "agent=my.module:Agent"], "agent"),
         (["--config=qmix", "--env-config=matrix_games", "offline=True", "dataset=x"], "offline"),
+        (["--config=qmix", "--env-config=matrix_games", "precision=bf16"], "precision"),
+        (["--config=qmix", "--env-config=matrix_games", "compile=True"], "compile"),
         (["--config=qmix", "--env-config=matrix_games", "resume=auto"], "resume"),
         (["--config=qmix", "--env-config=matrix_games", "checkpoint_path=x"], "checkpoint_path"),
         (["--config=qmix", "--env-config=matrix_games", "save_dataset=x"], "save_dataset"),

@@ -364,7 +364,7 @@ class Reference:
         gate = self.args.gate
         statistic, of_batch = self.gaps, gaps
         if gate.metric == "td":
-            statistic = of_batch = self.td or [0.0, 0.0]
+            statistic = of_batch = [loss / average(self.target_std) for loss in self.td or [0.0, 0.0]]
         elif gate.metric == "over" and all(self.known):
             statistic = of_batch = [max(excess, 0) for excess in self.excess]
         elif gate.metric in ("cert", "realised") and all(self.known):

@@ -212,6 +212,17 @@ def test_a_loaded_learner_goes_on_as_if_nothing_had_happened(case, tmp_path):
     assert torch.equal(loaded.log_multiplier, saved.log_multiplier)
 
 
+def test_a_fixed_coefficient_stays_fixed_whatever_model_it_starts_from(tmp_path):
+    saved = make("bear")
+    learn(saved, 3)
+    assert saved.log_multiplier != 0
+    saved.save_models(str(tmp_path))
+    loaded = make("brac_p")
+    loaded.load_models(str(tmp_path))
+    learn(loaded, 1, start=3)
+    assert loaded.logger.stats["divergence_coefficient"][-1][1] == 0.5
+
+
 def test_a_non_finite_loss_changes_nothing():
     learner = make("bear")
     learn(learner, 1)

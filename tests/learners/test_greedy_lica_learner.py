@@ -256,10 +256,9 @@ class Loops:
     def weigh(self, gaps):
         cfg = self.cfg.gate
         self.gaps = self.smooth(self.gaps, gaps)
-        zero = [0.0, 0.0]
-        statistic = (self.td or zero) if cfg.metric == "td" else self.gaps
-        of_batch = statistic if cfg.metric == "td" else gaps
         spread = sum(self.deviation) / 2
+        statistic = [loss / spread for loss in self.td or [0.0, 0.0]] if cfg.metric == "td" else self.gaps
+        of_batch = statistic if cfg.metric == "td" else gaps
         prior = [1 - cfg.prior_cooperative, cfg.prior_cooperative]
         if cfg.mode == "direct":
             found = [p * (max(g, 0.0) + cfg.eps * spread) ** -cfg.p for p, g in zip(prior, statistic, strict=True)]

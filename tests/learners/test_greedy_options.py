@@ -379,6 +379,7 @@ OPTIONS = {
         "op": ["max", "lse", "lse_beta", "lse_mean", "softmax", "uniform"],
         "joint": ["cf", "cf_weighted", "max", "sampled", "linear"],
         "coefficient": ["fixed", "lagrange"],
+        "threshold": [0.5],
     },
     "gate": {
         "mode": ["direct", "hard", "lagrange", "fixed", "none"],

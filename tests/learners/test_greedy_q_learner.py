@@ -418,6 +418,37 @@ def test_a_learner_can_be_saved_before_its_first_update(tmp_path):
     assert torch.equal(loaded.objective(batch).loss, saved.objective(batch).loss)
 
 
+@pytest.mark.parametrize(
+    ("control", "expected"),
+    [({"mode": "fixed", "weight_independent": 0.25}, [0.25, 0.75]), ({"mode": "none"}, [0.5, 0.5])],
+)
+def test_a_control_keeps_its_weights_whatever_model_it_starts_from(control, expected, tmp_path):
+    args = greedy_args()
+    saved = make_learner(args)
+    saved.train(random_batch(args, seed=1), t_env=0, episode_num=0)
+    assert saved.weights.tolist() != pytest.approx(expected, abs=0.01)
+    saved.save_models(str(tmp_path))
+    loaded = make_learner(greedy_args(gate=control), seed=9)
+    loaded.load_models(str(tmp_path))
+    assert loaded.weights.tolist() == expected
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("mode", ["direct", "lagrange"])
+@pytest.mark.parametrize("metric", ["gap", "td"])
+def test_the_scale_of_rewards_does_not_change_weights(metric, mode):
+    """Twice the values: twice the gaps and deviations, and four times the TD loss."""
+    weights = []
+    for c in (1.0, 2.0):
+        learner = make_learner(greedy_args(gate={"metric": metric, "mode": mode, "eps": 0.25, "eta": 0.5}))
+        learner.target_std = c * torch.tensor([2.0, 3.0])
+        learner.td_ema = c**2 * torch.tensor([0.5, 4.0])
+        learner._weigh(c * torch.tensor([0.5, 1.5]))
+        weights.append(learner.weights.tolist())
+    assert weights[0][0] != pytest.approx(0.5, abs=0.01)
+    assert weights[1] == pytest.approx(weights[0])
+
+
 def test_a_qmix_model_starts_the_slow_copies_anew(tmp_path):
     qmix = make_learner(make_args("qmix", **SHARED))
     shake(qmix, seed=1)

@@ -10,7 +10,10 @@ from learners.many_seeds import ManySeeds
 from utils.networks import NonFiniteError
 
 SEPARATE = {"heads": {"utilities": "separate", "act": "global"}, "mac": "gated_mac", "gate": {"acts_on": "penalty"}}
-LAGRANGE = {"gate": {"mode": "lagrange"}, "conservative": {"coefficient": "lagrange", "op": "max"}}
+LAGRANGE = {
+    "gate": {"mode": "lagrange"},
+    "conservative": {"coefficient": "lagrange", "op": "max", "threshold": 0.5},
+}
 CASES = {
     "qmix": ("qmix", {}),
     "qmix, rnn_norm": ("qmix", {"agent": "rnn_norm", "optimizer": "adam", "lr_finish": 1e-5}),

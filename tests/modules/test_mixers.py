@@ -565,6 +565,20 @@ def test_in_given_states_a_mixer_says_what_it_says_when_called(mixer_class, mask
         assert ours[0].any()
 
 
+@pytest.mark.parametrize("mixer_class", [QMixer, ConcaveQMixer, Doubled, Plain])
+def test_counterfactual_values_are_those_of_the_mixer_that_is_called(mixer_class):
+    mixer = qmixer(mixer_class=mixer_class).double()
+    torch.manual_seed(1)
+    qs, states = torch.randn(2, 3, 3, 4, dtype=torch.float64), torch.randn(2, 3, 5, dtype=torch.float64)
+    chosen = qs[..., 1]
+    found = InStates(mixer, states).counterfactual(chosen, qs)
+    for i in range(3):
+        for k in range(4):
+            changed = chosen.clone()
+            changed[..., i] = qs[..., i, k]
+            close(found[..., i, k], mixer(changed, states).squeeze(-1), 1e-12)
+
+
 def test_padding_is_not_asked_for():
     """NaN in what lies behind an episode's end reaches neither values nor gradients."""
     mixer, mask = qmixer(), torch.tensor([[1.0, 1, 1], [1, 0, 0]]).unsqueeze(2)

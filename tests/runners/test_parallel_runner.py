@@ -202,6 +202,20 @@ def test_episodes_that_crashed_never_appear(lockstep, make):
     assert runner.logger.stats["env_crashes"][-1] == (runner.t_env, 4)
 
 
+def test_a_continued_run_goes_on_counting_crashes(make):
+    runner = make(fault("leave", episode=1, t=1))
+    collect_until(runner, 1, 3)
+    assert runner.env.crashes > 0
+    state = runner.state_dict()
+    again = make(fault("leave", episode=1, t=1))
+    again.load_state_dict(state)
+    again._log_crashes()
+    assert again.logger.stats["env_crashes"][-1][1] == runner.env.crashes
+    collect_until(again, 1, 3)
+    again._log_crashes()
+    assert again.logger.stats["env_crashes"][-1][1] == runner.env.crashes + again.env.crashes > runner.env.crashes
+
+
 def test_one_that_does_not_answer_stops_nobody(make):
     runner = make(fault("deafen bear hang", episode=1, t=1))
     pid = runner.env.get_stats()["pid"][1]

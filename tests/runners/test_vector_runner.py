@@ -124,6 +124,13 @@ def test_without_bootstrapping_a_time_limit_is_stored_as_an_end(kind):
         assert_as_scripted(batch, env, episode, limit_is_an_end=True)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_bootstrapping_played_episodes_end_at_a_time_limit_too(kind):
+    played = make_runner(kind, bootstrap_time_limit=False).play(12)
+    for e in range(12):
+        assert_as_scripted(played[[e], :], *played["state"][e, 0, :2].int().tolist(), limit_is_an_end=True)
+
+
 def test_reset_drops_the_open_episodes():
     runner = make_runner()
     collect(runner, 5)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from utils.errors import UserError
+from utils.networks import offers
 
 
 def assign_groups(args, n_agents: int, reported: Sequence | None = None) -> list[int] | None:
@@ -68,7 +69,7 @@ class SeparateAgents(nn.Module):
         copies: networks of one class; any class whose operations vmap knows, with the methods of an agent.
     """
 
-    METHODS = ("init_hidden", "unroll", "unroll_features")  # besides forward; there if the copies have them
+    SEQUENCES = ("unroll", "unroll_features")  # methods besides `forward`, there if the copies offer them
 
     def __init__(self, copies: Sequence[nn.Module], groups: Sequence[int]):
         super().__init__()
@@ -78,8 +79,8 @@ class SeparateAgents(nn.Module):
         self._one_each = list(groups) == list(range(len(copies)))
 
     def __getattr__(self, name: str):
-        if name in self.METHODS and hasattr(self.copies.network, name):
-            return self._init_hidden if name == "init_hidden" else partial(self._map_rows, name)
+        if name in self.SEQUENCES and offers(self.copies.network, name):
+            return partial(self._map_rows, name)
         return super().__getattr__(name)
 
     def forward(self, inputs: torch.Tensor, *memory: torch.Tensor):
@@ -89,7 +90,7 @@ class SeparateAgents(nn.Module):
         """
         return self._map_rows("forward", inputs, *memory)
 
-    def _init_hidden(self) -> torch.Tensor:
+    def init_hidden(self) -> torch.Tensor:
         """The memories at the start of an episode, (N, H): one episode's rows."""
         return self._map("init_hidden").flatten(0, 1)
 

@@ -15,7 +15,7 @@ import torch
 from modules.mixers.qmix import QMixer
 from modules.mixers.qmix_concave import ConcaveQMixer
 from modules.mixers.vdn import VDNMeanMixer, VDNMixer
-from utils.networks import knows
+from utils.networks import knows, offers
 from utils.registry import lazy
 from utils.shapes import check_shape, may_look_at
 
@@ -90,10 +90,9 @@ class _Bound:
         return self.network(*given, self.states)
 
     def counterfactual(self, *given: torch.Tensor) -> torch.Tensor:
-        if hasattr(self.network, "counterfactual"):
+        if len(given) == 1:  # a critic
             return self.network.counterfactual(*given, self.states)
-        chosen, qs = given
-        return counterfactual_q_tot(self.network, chosen, qs, self.states)
+        return counterfactual_q_tot(self.network, *given, self.states)
 
     def deviation(self, *given: torch.Tensor) -> torch.Tensor:
         return self.network.deviation(*given, self.states)
@@ -138,13 +137,14 @@ def counterfactual_q_tot(mixer: Callable, chosen: torch.Tensor, qs: torch.Tensor
         states: (B, T, S).
 
     Returns:
-        (B, T, N, A). Without a `counterfactual` of the mixer's own this costs N*A mixer evaluations per step.
+        (B, T, N, A). Without a `counterfactual` of the mixer's own, or where a subclass overrides `forward` alone, this
+        costs N*A mixer evaluations per step.
     """
     B, T, N, A = qs.shape
     check_shape("chosen", chosen, (B, T, N))
-    own: Callable[..., torch.Tensor] | None = getattr(mixer, "counterfactual", None)
-    if own is not None:
-        return own(chosen, qs, states)
+    if offers(mixer, "counterfactual"):
+        own: Any = mixer
+        return own.counterfactual(chosen, qs, states)
     agent = torch.eye(N, dtype=torch.bool, device=qs.device).view(1, 1, N, 1, N)
     joint = torch.where(agent, qs.unsqueeze(-1), chosen.view(B, T, 1, 1, N))  # (B, T, N, A, N)
     repeated = states.view(B, T, 1, -1).expand(B, T, N * A, -1).reshape(B, T * N * A, -1)
