@@ -63,7 +63,7 @@ def _by_task(study: Study) -> Table:
     for algorithm in study.algorithms:
         cells = []
         for task in study.tasks:
-            scores, count = study.scores(algorithm, task), len(study.of(algorithm, task))
+            scores, count = study.scores(algorithm, task), len(study.drawn(algorithm, task))
             runs = f"{len(scores)}" if len(scores) == count else f"{len(scores)} of {count} runs"
             value = _with_interval(statistics.interquartile_mean, [scores]) if len(scores) else NONE
             cells.append(f"{value} ({runs})" if count else NONE)

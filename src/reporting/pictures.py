@@ -193,7 +193,7 @@ def draw_curves(study: Study) -> Figure | None:
 
 
 def draw_gate(study: Study) -> Figure | None:
-    """What the gate weighed, and what it saw, on each task: the mean over runs."""
+    """What the gate weighed, and what it saw, on each task: the mean over scored runs, over all where none is."""
     algorithms = [a for a in study.algorithms if any(GATE[0] in e.run.metrics for e in study.of(a))]
     tasks = [t for t in study.tasks if any(GATE[0] in e.run.metrics for e in study.of(task=t))]
     if not algorithms:
@@ -215,6 +215,7 @@ def draw_gate(study: Study) -> Figure | None:
             colour, _, _ = style(study, algorithm)
             for entry in entries:
                 weight.plot(*entry.run.metrics[GATE[0]], color=colour, lw=0.6, alpha=_faint(entries))
+            entries = [entry for entry in entries if entry.is_scored] or entries  # others would cut the mean short
             steps, values = _interpolate([entry.run.metrics[GATE[0]] for entry in entries])
             (handles[algorithm],) = weight.plot(steps, values.mean(axis=1), color=colour, lw=2)
             for name, dash in (("gap_independent", "-"), ("gap_cooperative", "--")):
@@ -232,7 +233,7 @@ def draw_gate(study: Study) -> Figure | None:
             gaps.set_ylabel("gap (value above the data's)")
     heads = [Line2D([], [], color="grey", ls=dash) for dash in ("-", "--")]
     names = [*handles, "gap: independent head", "gap: cooperative head"]
-    figure.legend([*handles.values(), *heads], names, loc="outside upper center", ncols=min(len(names), 3))
+    figure.legend([*handles.values(), *heads], names, loc="outside upper center", ncols=min(columns + 1, 3))
     return figure
 
 

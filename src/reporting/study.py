@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ BESIDES |= {"env_deadline", "env_crash_limit", "seeds"}
 PROTOCOL = ("test_nepisode", "test_interval", "test_greedy", "test_epsilon")
 BESIDES |= set(PROTOCOL)
 REPEATED = "repeated later"  # why a run is not scored of which there is a newer one with the same seed
+BEGUN_ANEW = "killed, begun anew"  # why not, if its process was killed and a later one with the same seed is complete
+AGAIN = (REPEATED, BEGUN_ANEW)
 UNEQUAL = 0.05  # budgets that differ by more than this share are called so
 
 
@@ -66,7 +68,7 @@ class Study:
 
     def drawn(self, algorithm: str, task: str) -> list[Entry]:
         """All but those that were repeated: they would be drawn twice."""
-        return [entry for entry in self.of(algorithm, task) if entry.why != REPEATED]
+        return [entry for entry in self.of(algorithm, task) if entry.why not in AGAIN]
 
     def scores(self, algorithm: str, task: str) -> np.ndarray:
         """Of the runs that have one, as they were logged."""
@@ -206,13 +208,19 @@ def _score(run: Run, algorithm: str, task: str, metric: str, tests: int) -> Entr
 
 
 def _drop_repeated(entries: list[Entry]) -> list[Entry]:
-    """Of several scored runs with the same seed only the newest counts: copies would make intervals too narrow."""
+    """Of several runs with the same seed only the newest scored one counts: copies would make intervals too narrow.
+
+    Those that were killed before it are no failures of what it ran, and not counted as such.
+    """
     newest = {(e.algorithm, e.task, e.seed): e for e in entries if e.is_scored}  # sorted: the last is the newest
-    return [
-        e if not e.is_scored or newest[e.algorithm, e.task, e.seed] is e
-        else Entry(e.run, e.algorithm, e.task, e.seed, np.nan, REPEATED)
-        for e in entries
-    ]  # fmt: skip
+
+    def settled(e: Entry) -> Entry:
+        last = newest.get((e.algorithm, e.task, e.seed), e)
+        if last is e or last.run.started < e.run.started or e.why not in ("", "killed"):
+            return e
+        return replace(e, score=np.nan, why=REPEATED if e.is_scored else BEGUN_ANEW)
+
+    return [settled(e) for e in entries]
 
 
 def _bounds(metrics: dict[str, str], worst: dict[str, float], best: dict[str, float]) -> dict[str, tuple[float, float]]:
@@ -242,6 +250,8 @@ def _evaluations(count: int) -> list[str]:
 def _notes(study: Study) -> list[str]:
     notes = []
     unscored = Counter(entry.why for entry in study.entries if not entry.is_scored)
+    if killed := unscored.pop(BEGUN_ANEW, 0):
+        notes.append(f"Killed, and completed by a later run with the same seed; left out: {_runs(killed)}.")
     if repeated := unscored.pop(REPEATED, 0):
         notes.append(
             f"Of several complete runs with the same seed only the newest counts; left out: {_runs(repeated)}."

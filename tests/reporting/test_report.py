@@ -195,6 +195,36 @@ def test_what_is_there_twice_counts_once(results):
     assert "Without a score" not in notes
 
 
+def test_what_was_killed_and_begun_anew_counts_once(results):
+    long_ago = "2020-01-01T00:00:00"
+    for number, status in ((9, "RUNNING"), (10, "FAILED")):
+        shutil.copytree(results / "sacred/3", results / f"sacred/{number}")
+        edit(results, number, "run.json", status=status, start_time=long_ago, heartbeat=long_ago)
+        metrics = json.loads((results / f"sacred/{number}/metrics.json").read_text())
+        cut = {name: {key: column[:2] for key, column in one.items()} for name, one in metrics.items()}
+        edit(results, number, "metrics.json", **cut)
+    found = study(results)
+    reasons = {entry.run.place[-2:]: entry.why for entry in found.entries if entry.why}
+    assert reasons == {"/9": "killed, begun anew", "10": "failed"}
+    notes = "\n".join(found.notes)
+    assert "Killed, and completed by a later run with the same seed; left out: 1 run." in notes
+    assert "1 of 10 runs (1 failed)" in notes
+    assert len(found.drawn("greedy_qmix", "decoy")) == 3  # a failed one is shown
+    edit(results, 9, "run.json", start_time="2099-01-01T00:00:00")  # of what comes later nothing is known yet
+    assert "1 failed, 1 killed" in "\n".join(study(results).notes)
+
+
+def test_the_gates_mean_is_over_the_scored_runs(results):
+    metrics = json.loads((results / "sacred/3/metrics.json").read_text())
+    cut = {name: {key: column[:2] for key, column in one.items()} for name, one in metrics.items()}
+    edit(results, 3, "metrics.json", **cut)
+    edit(results, 3, "run.json", status="FAILED")
+    whole = json.loads((results / "sacred/4/metrics.json").read_text())["gate_weight_independent"]
+    figure = pictures.draw_gate(study(results))
+    (mean,) = (line for line in figure.axes[0].lines if line.get_linewidth() == 2)
+    assert mean.get_xdata()[-1] == whole["steps"][-1]
+
+
 def test_returns_need_bounds(results, capsys):
     assert make("results", "--metric=test_return_mean") == 0
     text = capsys.readouterr().out
