@@ -98,8 +98,11 @@ def find(place: str, results: Path) -> tuple[dict[str, Any], str]:
         raise UserError(f"{place}: no such run; {hint} (runs save models with save_model=True)")
     found = open_run(folder.parent.parent / "checkpoints" / folder.name)
     if found is None:
-        raise UserError(f"{folder}: its configuration is not in {folder.parent.parent / 'checkpoints' / folder.name}; "
-                        "name the run's record instead (results/sacred/1)")  # fmt: skip
+        raise UserError(
+            f"{folder}: its configuration is not in {folder.parent.parent / 'checkpoints' / folder.name} (runs of "
+            "several seeds at once, or that ended before a checkpoint, leave none); film it by the run's command "
+            f"and seeds=1 evaluate=True render=True checkpoint_path={folder}"
+        )
     return _complete(found.description["config"], folder), folder.name
 
 
@@ -110,7 +113,10 @@ def _models(record: Path) -> Path:
         run = open_run(results / "checkpoints" / folder.name)
         if run is not None and run.description["sacred_id"] == record.name:
             return folder
-    raise UserError(f"{record}: no model of this run in {results / 'models'}; train with save_model=True")
+    raise UserError(
+        f"{record}: no model of this run is known in {results / 'models'}; train with save_model=True, or name the "
+        f"model (python src/replay.py {results / 'models'}/TOKEN)"
+    )
 
 
 def _complete(config: dict[str, Any], models: Path) -> dict[str, Any]:

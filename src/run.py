@@ -327,7 +327,7 @@ class Experiment:
         finally:
             progress.close()
             if self.writer is not None:  # however training ends, the episodes are whole
-                self.writer.commit()
+                self._keep_dataset(self.writer)
         done = (runner.t_env - t_start, self.counters.updates - updates, time.monotonic() - started)
         self._report(_run, *done)
         return self.counters.summary
@@ -420,10 +420,16 @@ class Experiment:
                     said = time.monotonic()
                     left = (said - started) * (episodes - len(writer)) / len(writer)
                     log("%d of %d episodes, left %s", len(writer), episodes, time_str(left))
-            return writer.commit()
+            return self._keep_dataset(writer)
         except BaseException:
             writer.discard()
             raise
+
+    def _keep_dataset(self, writer) -> Path:
+        wanted = writer.path
+        if writer.commit() != wanted:
+            self.logger.console_logger.warning("%s exists by now; the episodes are in %s", wanted, writer.path)
+        return writer.path
 
     def _new_writer(self, path: str):
         """A `DatasetWriter` for what this run's agents play."""

@@ -96,6 +96,7 @@ def main(argv: list[str]) -> int:
             print(f"All {len(plan.runs)} runs are complete; nothing is left to do\n\n{format_groups(plan.runs)}")
             return 0
         with locked(plan.folder):
+            look_up(plan)  # another sweep may have ended meanwhile
             cluster = Cluster(plan.options.address, plan.options.cpus_per_run, plan.options.gpus_per_run)
             try:
                 with StopRequest(None) as stop:

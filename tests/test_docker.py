@@ -126,6 +126,7 @@ def test_layers_are_ordered_for_caching():
     assert first["requirements.txt"] < first["CUDA="] < first["SC2="]
     copies = [line.split()[-2:] for line in final if line.startswith("COPY") and "/build/src/kernels/" not in line]
     assert copies[-1] == ["src", "src"]
+    assert any("install_sc2.sh" in line.split() for line in final)  # the doctor reads which commits it installs
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "omniboard.Dockerfile"])

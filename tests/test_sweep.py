@@ -1,5 +1,6 @@
 """Sweeps: what a command line asks for, runs that are cut, fail or go on, and all of it with Ray."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -122,6 +123,9 @@ def test_configurations_of_ones_own(tmp_path):
         (("--configs=qmix", "--env-configs=stag_hunt", "--maps=3m"), "stag_hunt has no maps"),
         (("--configs=qmix", "--env-configs=matrix_games", "--maps=climbing,penalt"), "did you mean 'penalty'?"),
         ((*GAMES, "--dry-run", "with", "env_args.game=nope"), "env_args.game='nope': unknown"),
+        # What goes wrong with `resume=auto` alone, which every run gets.
+        ((*GAMES, "--dry-run", "with", "seeds=2"), "resume"),
+        ((*GAMES, "--dry-run", "with", "save_dataset=x.h5"), "resume"),
         # One of several is wrong: nothing starts.
         (("--configs=qmix,greedy_qmix", "--env-configs=matrix_games", "with", "gate.mode=hard"), "gate"),
     ],
@@ -230,6 +234,31 @@ def test_two_sweeps_of_one_folder(tmp_path, capsys):
     with sweep.locked(tmp_path / "here"):
         assert run_sweep(*GAMES, "--results=here") == 2
     assert "another sweep is at work there" in error_line(capsys)
+
+
+def test_what_another_sweep_completes_before_the_lock_is_left_alone(tmp_path, monkeypatch):
+    plan = read_plan([*GAMES, "--results=here"])
+    locked = sweep.locked
+
+    @contextlib.contextmanager
+    def completed_meanwhile(folder):
+        for run in plan.runs:
+            leave(folder / run.name, config=plan.config_of(run), result={"test_return_mean": 7.0})
+        with locked(folder):
+            yield
+
+    class Nobody(Script):
+        notes: tuple = ()
+
+        def __init__(self, *_):
+            super().__init__()
+
+        def close(self):
+            assert self.tried == []
+
+    monkeypatch.setattr(sweep, "locked", completed_meanwhile)
+    monkeypatch.setattr(sweep, "Cluster", Nobody)
+    assert run_sweep(*GAMES, "--results=here") == 0
 
 
 def test_a_damaged_record_is_named(tmp_path, capsys):
@@ -454,6 +483,7 @@ def last_report(found: Order) -> dict:
         ("print('a line'); print('error: lr=0: too small'); print('more'); raise SystemExit(2)", 2, "lr=0: too small"),
         ("raise RuntimeError('shapes')", 1, "RuntimeError: shapes"),
         ("raise SystemExit(75)", 75, "-----"),
+        ("raise SystemExit(-1)", 255, "-----"),
         ("import os; os.kill(os.getpid(), 9)", -9, "killed by SIGKILL"),
         ("pass", 0, "it ended, but left nothing that says it is complete"),
     ],
@@ -462,6 +492,11 @@ def test_how_an_attempt_ends(code, exit_code, reason, tmp_path):
     report = last_report(order(tmp_path, code))
     assert report["code"] == exit_code
     assert reason in report["reason"]
+
+
+def test_an_attempt_says_its_own_reason(tmp_path):
+    assert last_report(order(tmp_path, "print('error: no memory'); raise SystemExit(1)"))["reason"] == "no memory"
+    assert last_report(order(tmp_path, "raise RuntimeError('shapes')"))["reason"] == "RuntimeError: shapes"
 
 
 def test_what_a_run_finds(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,13 @@ class DatasetWriter:
             self._write()
 
     def commit(self) -> Path:
-        """Write what is left, the statistics and the checksum, and give the file its name; nothing without episodes."""
+        """Write what is left, the statistics and the checksum, and give the file its name; nothing without episodes.
+
+        If there is a file of this name by now, it becomes the next free one of name-2, name-3, ...
+
+        Returns:
+            The file.
+        """
         if not self.returns:
             self.discard()
             return self.path
@@ -101,7 +108,8 @@ class DatasetWriter:
         digests = {field: found.hexdigest() for field, found in self.hashes.items()}
         self._file.attrs.update({**self.attributes, "checksum": _checksum(self.attributes, digests)})
         self._file.close()
-        self._refuse_to_overwrite()
+        numbered = (self.path.with_stem(f"{self.path.stem}-{n}") for n in count(2))
+        self.path = next(path for path in chain([self.path], numbered) if not path.exists())
         self._beside.replace(self.path)
         return self.path
 

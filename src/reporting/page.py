@@ -119,7 +119,7 @@ def run_table(study: Study) -> Table:
         steps = f"{run.last_step:,} / {budget:,}"
         score = _number(entry.score) if entry.is_scored else NONE
         about = [entry.task, entry.algorithm, f"{entry.seed}", f"{state}: {cut}" if cut else state]
-        rows.append([*about, steps, score, run.commit, run.started, run.place])
+        rows.append([*about, steps, score, run.commit, run.started[:16], run.place])
     head = ["task", "algorithm", "seed", "state", "last test / t_max", "score", "commit", "started (UTC)", "record"]
     return Table("Runs", head, rows)
 

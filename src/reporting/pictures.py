@@ -120,11 +120,13 @@ def draw_efficiency(study: Study) -> Figure | None:
         return None
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     same = len({entry.run.config["t_max"] for entry in study.of() if entry.task in study.common_tasks}) == 1
+    scored = {(a, t): [e for e in study.of(a, t) if e.is_scored] for a in found for t in study.common_tasks}
+    every = [e.run.metrics[study.metrics[e.task]] for entries in scored.values() for e in entries]
+    span = _common_span(every) if same else (0.0, 1.0)
     for algorithm in found:
         curves = []
         for task in study.common_tasks:
-            entries = [entry for entry in study.of(algorithm, task) if entry.is_scored]
-            grid, values = _on_grid(study, entries, by_share=not same)
+            grid, values = _on_grid(study, scored[algorithm, task], span, by_share=not same)
             curves.append(study.normalise(values, task))
         _draw_band(axis, study, algorithm, grid, curves)
     if same:
@@ -268,23 +270,28 @@ def _draw_band(axis, study: Study, algorithm: str, grid: np.ndarray, curves: lis
     return line
 
 
-def _on_grid(study: Study, entries: list[Entry], by_share: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def _on_grid(
+    study: Study, entries: list[Entry], span: tuple[float, float] | None = None, by_share: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Curves of scored runs on common steps, (points, runs); steps as shares of each run's budget if so asked."""
     curves = []
     for entry in entries:
         steps, values = entry.run.metrics[study.metrics[entry.task]]
         curves.append((steps / entry.run.config["t_max"] if by_share else steps, values))
-    return _interpolate(curves, (0.0, 1.0) if by_share else None)
+    return _interpolate(curves, span)
 
 
 def _interpolate(curves, span: tuple[float, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Curves on a common grid, where all of them are known: points, and values (points, runs)."""
-    longest = max(len(steps) for steps, _ in curves)
-    if span is None:
-        first = max(steps[0] for steps, _ in curves)
-        span = (first, max(first, min(steps[-1] for steps, _ in curves)))
-    grid = np.linspace(*span, GRID if span == (0.0, 1.0) else min(longest, GRID))
+    """Curves on a common grid, of the span or where all of them are known: points, and values (points, runs)."""
+    points = GRID if span is not None else min(max(len(steps) for steps, _ in curves), GRID)
+    grid = np.linspace(*(span or _common_span(curves)), points)
     return grid, np.stack([np.interp(grid, steps, values) for steps, values in curves], axis=-1)
+
+
+def _common_span(curves) -> tuple[float, float]:
+    """The first and the last step between which all curves are known."""
+    first = max(steps[0] for steps, _ in curves)
+    return first, max(first, min(steps[-1] for steps, _ in curves))
 
 
 def _legend(figure: Figure, axis, count: int) -> None:

@@ -30,7 +30,7 @@ class Run:
     commit: str  # the first digits, with + if files had been changed; "unknown"
     versions: str
     machine: str  # processor and GPUs
-    started: str
+    started: str  # UTC
     error: str  # the last line of what it failed with
 
     @property
@@ -110,7 +110,7 @@ def _run(place: str, record: dict[str, Any], config: dict[str, Any], metrics: di
         commit=(commit[:8] or "unknown") + "+" * is_changed,
         versions=", ".join(one.replace("==", " ") for one in versions),
         machine=", ".join([host.get("cpu") or "unknown", *(f"{count} x {gpu}" for gpu, count in gpus.items())]),
-        started=f"{record.get('start_time') or '?'}"[:16].replace("T", " "),
+        started=f"{record.get('start_time') or '?'}".replace("T", " "),
         error=next((line.strip() for line in reversed("".join(trace).splitlines()) if _tells(line)), ""),
     )
 

@@ -30,6 +30,8 @@ REPORT = 5.0  # seconds between two reports of how far it is
 PATIENCE = 900.0  # seconds that what an earlier attempt has left may take to write its checkpoint
 
 BAD_INPUT, TRY_AGAIN, CONTROL_C = 2, 75, 130  # exit codes of src/main.py
+SIGNALS = {int(number) for number in signal.Signals}
+HEADING = "\n----- "  # of an attempt in output.txt
 KILLED = 128  # what shells add to the number of the signal that killed a process
 SHOWN = {"test_return_mean": "test return", "test_battle_won_mean": "test win rate"}  # of a run that is under way
 
@@ -67,7 +69,7 @@ def attempt(order: Order) -> Iterator[dict[str, Any]]:
             return
         yield {"host": host}
         with (folder / "output.txt").open("ab") as output:
-            output.write(f"\n----- {time.strftime('%Y-%m-%d %H:%M:%S')} on {host}\n".encode())
+            output.write(f"{HEADING}{time.strftime('%Y-%m-%d %H:%M:%S')} on {host}\n".encode())
             output.flush()
             process = _start(order, lock, output)
         try:
@@ -177,7 +179,7 @@ def _progress(folder: Path) -> dict[str, Any]:
 
 def _outcome(code: int, folder: Path) -> dict[str, Any]:
     step = _progress(folder).get("step")
-    if code > KILLED and code != CONTROL_C:
+    if code - KILLED in SIGNALS and code != CONTROL_C:
         code = KILLED - code
     if code != 0:
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else _last_words(folder / "output.txt")
@@ -187,10 +189,11 @@ def _outcome(code: int, folder: Path) -> dict[str, Any]:
 
 
 def _last_words(file: Path) -> str:
-    """The last error in a run's output, or its last line."""
+    """The last error in the output of a run's last attempt, or its last line."""
     with file.open("rb") as output:
         output.seek(max(0, file.stat().st_size - 10_000))
-        lines = [line.strip() for line in output.read().decode(errors="replace").splitlines() if line.strip()]
+        text = output.read().decode(errors="replace")
+    lines = [line.strip() for line in text[text.rfind(HEADING) + 1 :].splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or [""])[-1][:500]
 

@@ -24,6 +24,7 @@ from utils.titles import MAP_KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN_KEYS = ("seed", "resume", "local_results_path", "evaluate")  # no business of the sweep's overrides
+RESUME = "resume=auto"  # every run goes on with what it left
 MOST = 10_000  # runs of a sweep
 CONFIG = "config.json"  # in the folder of a run: its configuration
 
@@ -68,7 +69,7 @@ class Plan:
     def command(self, run: Run) -> list[str]:
         """What Python is to run."""
         names = [f"--config={run.config}", f"--env-config={run.env_config}"]
-        keeping = [f"local_results_path={self.folder / run.name}", "resume=auto"]
+        keeping = [f"local_results_path={self.folder / run.name}", RESUME]
         return [str(ROOT / "src" / "main.py"), *names, "with", *self.overrides, *run.words, *keeping]
 
     def config_of(self, run: Run) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def map_key(plan: Plan, config: str, env: str) -> str | None:
     Raises:
         UserError: the configuration is wrong, or there is none and the command line names maps.
     """
-    loaded = read_config(config, env, ["with", *plan.overrides])
+    loaded = read_config(config, env, ["with", *plan.overrides, RESUME])
     key = next((key for key in MAP_KEYS if key in loaded["env_args"]), None)
     if key is None and plan.options.maps:
         keys = ", ".join(MAP_KEYS)
@@ -201,7 +202,7 @@ def add_runs(plan: Plan, config: str, env: str, key: str | None, map_: str | Non
     """
     own = [] if map_ is None else [f"env_args.{key}={map_}"]
     # They differ by nothing but the seed, of which only the size can be wrong.
-    loaded = read_config(config, env, ["with", *plan.overrides, *own, f"seed={max(seeds)}"])
+    loaded = read_config(config, env, ["with", *plan.overrides, *own, f"seed={max(seeds)}", RESUME])
     shown = "" if key is None else f"{loaded['env_args'][key]}"
     where = "_".join(part for part in (stem(env), shown) if part)
     for seed in seeds:

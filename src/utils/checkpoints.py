@@ -225,6 +225,13 @@ def find(resume: str, config: dict) -> Resumption | None:
             )
         if different := differences(found.description["config"], config, (*FREE, "t_max")):
             raise UserError(f"resume={resume!r}: that run has another configuration: {'; '.join(different[:5])}")
+        then, wanted = found.description["config"]["t_max"], config["t_max"]
+        if found.result is not None and wanted > then:
+            model = home.parent / "models" / folder.name
+            raise UserError(
+                f"t_max={wanted}: the run in {folder} is complete at t_max={then}, and its checkpoints are gone; "
+                f"leave resume out, and start from its model if it has one (checkpoint_path={model})"
+            )
     if found is not None and not is_free(found.folder):
         raise UserError(
             f"resume={resume!r}: another process is training the run in {found.folder}; wait for it, or end it"

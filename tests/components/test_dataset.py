@@ -148,9 +148,10 @@ def test_a_file_is_never_overwritten(recorded, tmp_path):
     writer = DatasetWriter(tmp_path / "a.h5", *PARTS, STEPS, RUN)
     writer.append(batches()[0])
     (tmp_path / "a.h5").write_text("somebody was faster")
-    with pytest.raises(UserError, match="already exists"):
-        writer.commit()
+    (tmp_path / "a-2.h5").write_text("twice")
+    assert writer.commit() == tmp_path / "a-3.h5"
     assert (tmp_path / "a.h5").read_text() == "somebody was faster"
+    assert read_attributes(tmp_path / "a-3.h5")["episodes"] > 0
 
 
 def test_where_nothing_can_be_written_is_said_at_once(tmp_path):

@@ -7,13 +7,16 @@ import json
 import math
 import re
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import report
 from config.schema import load
+from utils.checkpoints import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -136,6 +139,17 @@ def test_the_page_says_what_a_report_says(name):
     (table,) = re.findall(r"## Each task\n\n(.*?)\n\n", report, flags=re.DOTALL)
     assert len(table.splitlines()) > 3
     assert table in page
+
+
+def test_the_published_records_give_the_published_report(tmp_path, monkeypatch):
+    published = ROOT / "results" / "published" / "first_lbf"
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open(published / "runs.tar.gz") as archive:
+        archive.extractall(filter="data")
+    folders = sorted(path.parent for path in tmp_path.rglob("finished.json"))
+    assert [folder for folder in folders if open_run(folder) is None] == []
+    assert report.main(["report.py", "first_lbf", "first_lbf_lagrange", "--worst=0", "--best=1", "--out=out"]) == 0
+    assert (tmp_path / "out/report.md").read_text() == (published / "report.md").read_text()
 
 
 def test_the_readme_says_what_the_reports_say():

@@ -16,7 +16,7 @@ from helpers import assert_equal, error_line, read_run, run_main
 
 import dataset
 import run
-from components.dataset import load_dataset, read_attributes
+from components.dataset import DatasetWriter, load_dataset, read_attributes
 from config.schema import ON_POLICY, config_files, load
 from runners import ParallelRunner, VectorRunner
 
@@ -147,6 +147,24 @@ def test_recording_does_not_overwrite(uniform, capsys):
     assert record(uniform, "--uniform") == 2
     assert "already exists" in error_line(capsys)
     assert uniform.read_bytes() == before
+
+
+def test_a_file_that_came_into_being_meanwhile_costs_nothing(tmp_path, monkeypatch, capsys):
+    append = DatasetWriter.append
+
+    def somebody_is_faster(self, batch):
+        (tmp_path / "a.h5").write_text("taken")
+        append(self, batch)
+
+    monkeypatch.setattr(DatasetWriter, "append", somebody_is_faster)
+    small = ("t_max=60", "test_interval=60", "use_cuda=False", "save_model=True", f"save_dataset={tmp_path / 'a.h5'}")
+    where = f"local_results_path={tmp_path / 'results'}"
+    assert run_main("--config=iql", "--env-config=matrix_games", "with", *small, where) == 0
+    shown = capsys.readouterr()
+    assert f"a.h5 exists by now; the episodes are in {tmp_path / 'a-2.h5'}" in shown.out + shown.err
+    assert (tmp_path / "a.h5").read_text() == "taken"
+    assert dataset.main(["src/dataset.py", str(tmp_path / "a-2.h5")]) == 0
+    assert list((tmp_path / "results/models").glob("*/*/agent.th"))
 
 
 def test_help_names_the_examples(capsys):

@@ -224,6 +224,16 @@ def test_a_complete_run_has_nothing_to_go_on_with(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "sacred").iterdir() if path.name.isdigit()] == ["1"]
 
 
+def test_a_complete_run_is_not_lengthened(tmp_path, capsys):
+    options = (*GAME, *OFTEN, f"local_results_path={tmp_path}")
+    assert run_main(*options, "t_max=60") == 0
+    (token,) = (path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert run_main(*options, "t_max=60", f"resume={token}") == 0
+    capsys.readouterr()
+    assert run_main(*options, "t_max=120", f"resume={token}") == 2
+    assert "is complete at t_max=60, and its checkpoints are gone" in error_line(capsys)
+
+
 def test_bad_requests(tmp_path, capsys):
     options = (*GAME, *OFTEN, "t_max=60", f"local_results_path={tmp_path}")
     assert run_main(*options, "resume=nothing") == 2

@@ -214,6 +214,34 @@ def test_what_was_killed_and_begun_anew_counts_once(results):
     assert "1 failed, 1 killed" in "\n".join(study(results).notes)
 
 
+def test_tasks_may_be_tested_at_other_steps(results, capsys):
+    for number in range(5, 9):  # handshake
+        metrics = json.loads((results / f"sacred/{number}/metrics.json").read_text())
+        half = {name: {key: column[::2] for key, column in one.items()} for name, one in metrics.items()}
+        edit(results, number, "metrics.json", **half)
+    assert make("results") == 0
+    figure = pictures.draw_efficiency(study(results))
+    curves = [line for line in figure.axes[0].lines if line.get_linewidth() == 2]
+    steps = curves[0].get_xdata()
+    points = [
+        json.loads((results / f"sacred/{number}/metrics.json").read_text())["test_normalised_return_mean"]
+        for number in (1, 2, 5, 6)  # iql
+    ]
+    values = [np.interp(steps, one["steps"], one["values"]) for one in points]
+    expected = np.mean(np.sort(values, axis=0)[1:-1], axis=0)
+    (iql,) = (line for line in curves if line.get_label() == "iql")
+    np.testing.assert_allclose(iql.get_ydata(), expected, atol=1e-6)
+
+
+def test_the_newest_of_two_runs_within_a_minute_counts(results):
+    for number, second in ((9, "05"), (10, "25")):
+        shutil.copytree(results / "sacred/1", results / f"sacred/{number}")
+        edit(results, number, "run.json", start_time=f"2099-01-01T00:00:{second}")
+    scored = [entry.run.place for entry in study(results).entries if entry.is_scored]
+    assert "results/sacred/10" in scored
+    assert not {"results/sacred/1", "results/sacred/9"} & set(scored)
+
+
 def test_the_gates_mean_is_over_the_scored_runs(results):
     metrics = json.loads((results / "sacred/3/metrics.json").read_text())
     cut = {name: {key: column[:2] for key, column in one.items()} for name, one in metrics.items()}
