@@ -92,7 +92,8 @@ class _Bound:
     def counterfactual(self, *given: torch.Tensor) -> torch.Tensor:
         if len(given) == 1:  # a critic
             return self.network.counterfactual(*given, self.states)
-        return counterfactual_q_tot(self.network, *given, self.states)
+        chosen, qs = given
+        return counterfactual_q_tot(self.network, chosen, qs, self.states)
 
     def deviation(self, *given: torch.Tensor) -> torch.Tensor:
         return self.network.deviation(*given, self.states)
