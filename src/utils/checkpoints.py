@@ -225,7 +225,7 @@ def find(resume: str, config: dict) -> Resumption | None:
             )
         if different := differences(found.description["config"], config, (*FREE, "t_max")):
             raise UserError(f"resume={resume!r}: that run has another configuration: {'; '.join(different[:5])}")
-        then, wanted = found.description["config"]["t_max"], config["t_max"]
+        then, wanted = (known.get("t_max", 0) for known in (found.description["config"], config))
         if found.result is not None and wanted > then:
             model = home.parent / "models" / folder.name
             raise UserError(
