@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from itertools import chain, count
 from pathlib import Path
@@ -56,6 +57,8 @@ class DatasetWriter:
         self._beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # An interrupt may come between any two lines; what is not whole does not stay.
+            self._remove = weakref.finalize(self, self._beside.unlink, missing_ok=True)
             self._file = h5py.File(self._beside, "w", libver="latest")  # whose structures have checksums
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {_one_line(error)}; name another file") from error
@@ -111,12 +114,13 @@ class DatasetWriter:
         numbered = (self.path.with_stem(f"{self.path.stem}-{n}") for n in count(2))
         self.path = next(path for path in chain([self.path], numbered) if not path.exists())
         self._beside.replace(self.path)
+        self._remove.detach()
         return self.path
 
     def discard(self) -> None:
         """Forget everything."""
         self._file.close()
-        self._beside.unlink(missing_ok=True)
+        self._remove()
 
     def _write(self) -> None:
         if not self.pending:

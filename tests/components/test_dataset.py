@@ -140,6 +140,19 @@ def test_nothing_has_the_name_before_all_is_written(tmp_path):
     assert list(path.parent.iterdir()) == []
 
 
+def test_an_interrupted_beginning_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(h5py.File, "create_dataset", interrupt)
+        with pytest.raises(KeyboardInterrupt) as error:
+            DatasetWriter(tmp_path / "new" / "a.h5", *PARTS, STEPS, RUN)
+    assert len(list((tmp_path / "new").iterdir())) == 1  # the error still holds the writer
+    del error
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 def test_a_file_is_never_overwritten(recorded, tmp_path):
     before = recorded.read_bytes()
     with pytest.raises(UserError, match="already exists; name another file"):
