@@ -10,6 +10,7 @@ import pymongo
 import pytest
 import sacred.dependencies
 import torch
+from hypothesis import settings
 from mongo_server import MongoServer
 
 torch.set_num_threads(1)  # the networks are tiny: a second thread only waits, on a busy machine for long
@@ -22,6 +23,16 @@ sacred.dependencies.get_commit_if_possible = lambda file, wanted: _of_folder(str
 # A real server that tests may use, in a database of their own; no run of another test is recorded there.
 REAL_MONGO = os.environ.pop("MONGO_URL", "")
 os.environ.pop("MONGO_URL_FILE", None)
+
+settings.register_profile("untimed", deadline=None)  # a slow moment of the machine is no failure
+settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def _denormals():
+    """A run in the test's own process flushes denormals, and they would stay so for the tests after it."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
