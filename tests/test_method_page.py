@@ -97,7 +97,9 @@ def test_options_in_the_text_exist_and_take_the_values_that_are_given():
             assert option in OPTIONS, option
             block, key = option.split(".")
             if value:
-                assert value in BLOCKS[block].model_json_schema()["properties"][key]["enum"], f"{option}={value}"
+                known = BLOCKS[block].model_json_schema()["properties"][key]
+                admitted = ["True", "False"] if known.get("type") == "boolean" else known["enum"]
+                assert value in admitted, f"{option}={value}"
 
 
 def test_every_file_that_the_page_links_exists():

@@ -160,6 +160,7 @@ class Heads(Section):
     act: Literal["shared", "independent", "cooperative", "global", "agent", "distil"]
     reward_independent: Literal["team", "individual"]
     shared_experience: NonNegative
+    normalise_loss: bool
 
 
 class Conservative(Section):

@@ -85,8 +85,9 @@ class GreedyQLearner(GreedyTerms, QLearner):
             terms["shared_loss"] = self._shared_loss(batch, step, reward_i + bonus_i)
             share = self.cfg.heads.shared_experience * terms["shared_loss"]
             regularised = regularised + torch.stack([share, torch.zeros_like(share)])
+        units = gate.loss_units(self.target_std) if self.cfg.heads.normalise_loss else 1.0
         acting_weights = None if self.cfg.gate.mode == "none" else self.weights
-        loss = gate.combine(regularised, penalty, acting_weights, self.cfg.gate.acts_on)
+        loss = gate.combine(units * regularised, units * penalty, acting_weights, self.cfg.gate.acts_on)
         imitation = self._imitation_loss(batch, step, heads)
 
         self._update_scales(step, target_i, target_c, td)

@@ -147,10 +147,11 @@ class GreedyTerms:
         return self.weights[0].expand(batch["actions"].shape[:3])
 
     def _trust_stats(self) -> dict[str, torch.Tensor]:
-        """Gaps, weights and multipliers of the heads, for the record."""
+        """Gaps, weights, multipliers and scales of the heads, for the record."""
         stats = {}
         for h, head in enumerate(HEADS):
             stats |= {f"gap_{head}": self.gap_ema[h], f"gate_weight_{head}": self.weights[h]}
+            stats[f"target_std_{head}"] = self.target_std[h]
             if self.cfg.gate.mode == "lagrange":
                 stats[f"multiplier_{head}"] = self.log_multipliers[h].exp()
             if self.cfg.conservative.coefficient == "lagrange":

@@ -115,6 +115,19 @@ def head_losses(td: torch.Tensor, penalty: torch.Tensor, weights: torch.Tensor |
     raise ValueError(f"acts_on must be one of {', '.join(ACTS_ON)}, got {acts_on!r}")
 
 
+def loss_units(deviations: torch.Tensor) -> torch.Tensor:
+    """(sigma_I / sigma_h)^2, (2,): what brings each head's loss, a squared value, into the independent head's units.
+
+    A head whose values run away has errors as large as its values, and through shared utilities its loss would drown
+    the other's whatever the weights are.
+
+    Args:
+        deviations: (2,) running deviations of the heads' targets, > 0.
+    """
+    check_shape("deviations", deviations, (2,))
+    return (deviations[0] / deviations).square()
+
+
 def suffix_weights(match: torch.Tensor, behaviour: torch.Tensor, mask: torch.Tensor, clip: float) -> torch.Tensor:
     """min(prod_{k >= t} 1[a_k = pi(tau_k)] / beta(a_k | tau_k), clip): importance of the rest of an episode, from t on.
 

@@ -19,7 +19,13 @@ SHARED = {
     "target_update_tau": None,
 }
 BLOCKS = {
-    "heads": {"utilities": "shared", "act": "shared", "reward_independent": "team", "shared_experience": 0.0},
+    "heads": {
+        "utilities": "shared",
+        "act": "shared",
+        "reward_independent": "team",
+        "shared_experience": 0.0,
+        "normalise_loss": False,
+    },
     "conservative": {
         "alpha_independent": 0.5,
         "alpha_cooperative": 0.75,
@@ -125,6 +131,8 @@ CASES = {
     "lagrange, threshold": gated(mode="lagrange", threshold=0.5),
     "fixed": gated(mode="fixed"),
     "none": gated(mode="none"),
+    "direct, losses in one unit": {"heads": {"normalise_loss": True}},
+    "direct on penalty, losses in one unit": {"heads": {"normalise_loss": True}, **gated(acts_on="penalty")},
     # The gate on what was realised
     "over": gated(metric="over"),
     "over, lagrange": gated(metric="over", mode="lagrange"),

@@ -186,12 +186,16 @@ class Reference:
         td = [average(0.5 * error**2 for error in errors) for errors in (errors_i, errors_c)]
         penalty = self.penalties()
         regularised = [a + b for a, b in zip(td, self.divergences(), strict=True)]
+        scaled = penalty
+        if args.heads.normalise_loss:
+            unit = (self.target_std[0] / self.target_std[1]) ** 2
+            regularised, scaled = [regularised[0], unit * regularised[1]], [penalty[0], unit * penalty[1]]
         if args.gate.mode == "none" or args.gate.acts_on == "none":
-            loss = sum(regularised) + sum(penalty)
+            loss = sum(regularised) + sum(scaled)
         elif args.gate.acts_on == "loss":
-            loss = sum(w * (a + b) for w, a, b in zip(self.weights, regularised, penalty, strict=True))
+            loss = sum(w * (a + b) for w, a, b in zip(self.weights, regularised, scaled, strict=True))
         else:
-            loss = sum(a + w * b for w, a, b in zip(self.weights, regularised, penalty, strict=True))
+            loss = sum(a + w * b for w, a, b in zip(self.weights, regularised, scaled, strict=True))
         imitation = self.imitation()
         if imitation is not None:
             loss = loss + imitation
@@ -396,6 +400,7 @@ class Reference:
         stats = {"realised_return": average(self.realised(*s) for s in self.steps)}
         for h, head in enumerate(HEADS):
             stats |= {f"gap_{head}": self.gaps[h], f"gate_weight_{head}": self.weights[h]}
+            stats[f"target_std_{head}"] = self.target_std[h]
             stats[f"value_{head}"] = average(self.value_of[s][h] for s in self.steps)
             if gate.metric in MEASURED or gate.target == "cert":
                 stats[f"excess_{head}"] = self.excess[h]

@@ -647,7 +647,7 @@ STATISTICS = {
     *("pi_max", "realised_return", "slope_scale"),
     *(
         f"{name}_{head}"
-        for name in ("td_loss", "penalty", "gap", "gate_weight", "value", "munchausen_bonus")
+        for name in ("td_loss", "penalty", "gap", "gate_weight", "target_std", "value", "munchausen_bonus")
         for head in ("independent", "cooperative")
     ),
 }

@@ -99,6 +99,35 @@ def test_what_is_shared_enters_with_the_independent_heads_loss():
     assert added > 0.01
 
 
+# Units
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_loss_in_other_units_weighs_the_same(normalise):
+    """Of a mixer that says ten times as much, where nothing is earned: so does its target, and deviates as much."""
+    found = []
+    for factor in (1.0, 10.0):
+        gate = {"mode": "fixed", "weight_independent": 0.25}
+        heads = {"normalise_loss": normalise}
+        learner = make_learner(greedy_args(heads=heads, gate=gate, munchausen={"source": "none"}))
+        shake(learner, seed=2)
+        for mixer in (learner.mixer, learner.target_mixer, learner.slow_mixer):
+            for parameter in (*mixer.hyper_w_final[-1].parameters(), *mixer.V[-1].parameters()):
+                parameter.data *= factor
+        learner.target_std = torch.tensor([1.0, factor])
+        batch = random_batch(learner.args, seed=3)
+        batch["reward"].zero_()
+        objective = learner.objective(batch)
+        of_agent = torch.autograd.grad(objective.loss, list(learner.mac.parameters()), allow_unused=True)
+        found.append((objective.terms["td_loss_cooperative"].item(), objective.loss.item(), of_agent))
+    (td, loss, gradient), (td_10, loss_10, gradient_10) = found
+    assert td_10 == pytest.approx(100 * td)
+    assert (loss_10 == pytest.approx(loss)) == normalise
+    pairs = zip(gradient, gradient_10, strict=True)
+    assert all(a is b is None or torch.allclose(a, b) for a, b in pairs) == normalise
+
+
 # Two networks
 
 
@@ -372,6 +401,7 @@ OPTIONS = {
         "utilities": ["shared", "separate"],
         "act": ["shared", "independent", "cooperative", "global", "agent", "distil"],
         "reward_independent": ["team", "individual"],
+        "normalise_loss": [False, True],
     },
     "conservative": {
         "alpha_independent": [0.0, 0.5],

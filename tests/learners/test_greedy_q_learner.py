@@ -345,7 +345,7 @@ EVERYWHERE = {
     ),
     *(
         f"{name}_{head}"
-        for name in ("td_loss", "penalty", "gap", "gate_weight", "value", "munchausen_bonus")
+        for name in ("td_loss", "penalty", "gap", "gate_weight", "target_std", "value", "munchausen_bonus")
         for head in HEADS
     ),
 }

@@ -14,6 +14,7 @@ from objectives.gate import (
     hard_weights,
     lagrange_step,
     lagrange_weights,
+    loss_units,
     regret,
     smooth,
     suffix_weights,
@@ -308,6 +309,14 @@ def test_n13_combined_loss():
     close(combine(td, 0.5 * d, None, "loss"), 4.979068)
     close(combine(td, 0.5 * d, None, "penalty"), 4.979068)
     close(combine(td, 0.5 * d, weights, "none"), 4.979068)
+
+
+def test_losses_in_one_unit_by_hand():
+    close(loss_units(t64([0.5, 2.0])), [1.0, 0.0625])
+    close(loss_units(t64([3.0, 3.0])), [1.0, 1.0])
+    close(loss_units(t64([0.2, 0.1])), [1.0, 4.0])
+    with pytest.raises(ValueError, match=r"deviations must have shape \(2\)"):
+        loss_units(t64([1.0]))
 
 
 @pytest.mark.parametrize(
