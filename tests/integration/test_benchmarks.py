@@ -2,6 +2,7 @@
 what measures finds positive numbers."""
 
 import argparse
+import csv
 import importlib
 import json
 import math
@@ -10,6 +11,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -162,6 +164,25 @@ def test_the_readme_says_what_the_reports_say():
             text = (ROOT / "results" / "published" / report / "report.md").read_text()
             (found,) = (table for table in read_tables(text) if task in table["qmix"])
             assert found[names.get(name, name.strip("`"))][task].startswith(score)
+
+
+def test_the_page_says_how_alike_kernels_and_torch_learn_foraging():
+    curves = {}
+    for path in ("kernels", "plain"):
+        with open(ROOT / f"results/published/kernels_lbf/{path}.csv", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                curves.setdefault((path, row["algorithm"]), {}).setdefault(row["seed"], []).append(float(row["value"]))
+    (shown,) = [table for table in read_tables((ROOT / "docs/performance.md").read_text()) if "qmix" in table][1:]
+    for name, row in shown.items():
+        of_curve, last = [], []
+        for path in ("kernels", "plain"):
+            runs = curves[path, name].values()
+            assert [len(run) for run in runs] == [11] * 5
+            of_curve.append([fmean(run[1:]) for run in runs])
+            last.append([run[-1] for run in runs])
+        cells = [f"{fmean(values):.2f} ({stdev(values):.2f})".replace("0.", ".") for values in (*of_curve, *last)]
+        assert list(row.values()) == cells
+        assert max(abs(a - b) for a, b in zip(*of_curve, strict=True)) < 0.055
 
 
 def read_tables(page: str) -> list[dict[str, dict[str, str]]]:
