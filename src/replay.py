@@ -9,6 +9,7 @@ from typing import Any
 from config.schema import defaults
 from utils.arguments import Parser
 from utils.checkpoints import open_run
+from utils.differences import LATER
 from utils.errors import RunFailure, UserError
 from utils.logging import get_logger
 
@@ -125,6 +126,10 @@ def _complete(config: dict[str, Any], models: Path) -> dict[str, Any]:
     One environment is enough; its first episode is the first test's, behind those that the others were trained on.
     """
     config = {**defaults(), **config}
+    for key, before in LATER.items():
+        block, _, name = key.rpartition(".")
+        if block in config:
+            config[block].setdefault(name, before)
     if config["env_args"].get("seed") is not None:
         config["env_args"]["seed"] += config["batch_size_run"] - 1
     beginning = {"checkpoint_path": f"{models}", "resume": "", "offline": False, "save_dataset": "", "render": False}

@@ -15,7 +15,14 @@ FREE = (
     "render",
 )
 # Keys that came later, with what runs did before.
-LATER = {"replay_dtype": "float32", "precision": "float32", "compile": False, "seeds": 1, "overlap": False}
+LATER = {
+    "replay_dtype": "float32",
+    "precision": "float32",
+    "compile": False,
+    "seeds": 1,
+    "overlap": False,
+    "heads.normalise_loss": False,
+}
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = FREE) -> list[str]:

@@ -104,6 +104,7 @@ def test_a_record_of_an_older_commit():
     config = json.loads(file.read_text())
     for key in ("render", "test_epsilon", "standardise_rewards"):
         del config[key]
+    del config["heads"]["normalise_loss"]
     file.write_text(json.dumps(config))
     assert make("results/sacred/1") == 0
     assert Path(f"results/replays/{token}.gif").exists()

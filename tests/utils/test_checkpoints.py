@@ -318,6 +318,8 @@ def test_find(folder):
     assert find("run", config_of(folder, t_max=10**6)).description["step"] == 7  # it may go on for longer
     assert find("auto", config_of(folder, replay_dtype="float32")).description["step"] == 7  # there was no other then
     assert find("auto", config_of(folder, replay_dtype="float16")) is None
+    assert find("auto", config_of(folder, heads={"normalise_loss": False})).description["step"] == 7
+    assert find("auto", config_of(folder, heads={"normalise_loss": True})) is None
     with pytest.raises(UserError, match=r"resume='rum': no such run; .*holds run"):
         find("rum", config)
 
