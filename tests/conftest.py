@@ -35,6 +35,13 @@ def _denormals():
     torch.set_flush_denormal(False)
 
 
+@pytest.fixture(params=[1, 2])
+def cores(request, monkeypatch):
+    """What is large is computed by one core, or half of it by each of two, however small it is."""
+    monkeypatch.setattr("utils.aside.LEAST_WORK", 0 if request.param == 2 else 2**60)
+    return request.param
+
+
 @pytest.fixture
 def mongo_server():
     """A stand-in for MongoDB, which can be stopped and started."""

@@ -32,7 +32,8 @@ std::vector<T> packed(const T* weights, int64_t K, int64_t columns, int width, F
     return out;
 }
 
-// f(how many, the first of them) until `count` rows are done.
+// f(how many, the first of them) until `count` rows are done: those of every second block, from the first or second on,
+// if `part` is 0 or 1, so that two threads do all; of every block, if it is -1.
 template <int N, class F>
 inline void what_is_left(int64_t left, int64_t first, F&& f) {
     if constexpr (N > 0) {
@@ -44,10 +45,10 @@ inline void what_is_left(int64_t left, int64_t first, F&& f) {
 }
 
 template <class F>
-inline void for_rows(int64_t count, F&& f) {
-    int64_t i = 0;
-    for (; i + ROWS <= count; i += ROWS) f(std::integral_constant<int, ROWS>{}, i);
-    what_is_left<ROWS - 1>(count - i, i, f);
+inline void for_rows(int64_t count, int64_t part, F&& f) {
+    int64_t i = part > 0 ? ROWS : 0, step = part < 0 ? ROWS : 2 * ROWS;
+    for (; i + ROWS <= count; i += step) f(std::integral_constant<int, ROWS>{}, i);
+    if (i < count) what_is_left<ROWS - 1>(count - i, i, f);
 }
 
 template <int N, class T>
@@ -105,12 +106,12 @@ void backward_rows(const T* grad, const T* gates, const T* h, const T* weights, 
 // written there, if it is not null. H is a multiple of 2 LANES.
 template <class T>
 void forward(const T* given, const T* weights, const T* bias, const int64_t* counts, int64_t steps, int64_t H,
-             T* memories, T* gates) {
+             int64_t part, T* memories, T* gates) {
     auto w = packed(weights, H, 3 * H, 3, [&](int64_t g, int c) { return c * H + g * LANES<T>; });
     const T* h = memories;
     T* next = memories + counts[0] * H;
     for (int64_t t = 0; t < steps; t++) {
-        for_rows(counts[t], [&](auto n, int64_t i) {
+        for_rows(counts[t], part, [&](auto n, int64_t i) {
             forward_rows<n()>(given + i * 3 * H, h + i * H, w.data(), bias, gates ? gates + i * 4 * H : nullptr,
                               next + i * H, H);
         });
@@ -124,14 +125,14 @@ void forward(const T* given, const T* weights, const T* bias, const int64_t* cou
 // grad (P, H): dL/dh. weights (3H, H). Found: d_rzm and d_rzn (P, 3H), and `later` (R, H), dL/dh of the first memory.
 template <class T>
 void backward(const T* grad, const T* gates, const T* memories, const T* weights, const int64_t* counts, int64_t steps,
-              int64_t H, T* d_rzm, T* d_rzn, T* later) {
+              int64_t H, int64_t part, T* d_rzm, T* d_rzn, T* later) {
     auto w = packed(weights, 3 * H, H, 2, [&](int64_t g, int c) { return (2 * g + c) * LANES<T>; });
     int64_t row = 0, reached = 0;
     for (int64_t t = 0; t < steps; t++) row += counts[t];
     for (int64_t t = steps - 1; t >= 0; t--) {
         row -= counts[t];
         const T* h = memories + (t ? counts[0] + row - counts[t - 1] : 0) * H;
-        for_rows(counts[t], [&](auto n, int64_t i) {
+        for_rows(counts[t], part, [&](auto n, int64_t i) {
             int64_t at = row + i;
             backward_rows<n()>(grad + at * H, gates + at * 4 * H, h + i * H, w.data(), d_rzm + at * 3 * H,
                                d_rzn + at * 3 * H, later + i * H, reached - i, H);
@@ -144,13 +145,13 @@ void backward(const T* grad, const T* gates, const T* memories, const T* weights
 
 #define EXPORT(T, NAME)                                                                                              \
     extern "C" void gru_forward_##NAME(const T* given, const T* weights, const T* bias, const int64_t* counts,      \
-                                       int64_t steps, int64_t H, T* memories, T* gates) {                           \
-        forward(given, weights, bias, counts, steps, H, memories, gates);                                           \
+                                       int64_t steps, int64_t H, int64_t part, T* memories, T* gates) {             \
+        forward(given, weights, bias, counts, steps, H, part, memories, gates);                                     \
     }                                                                                                                \
     extern "C" void gru_backward_##NAME(const T* grad, const T* gates, const T* memories, const T* weights,         \
-                                        const int64_t* counts, int64_t steps, int64_t H, T* d_rzm, T* d_rzn,        \
-                                        T* later) {                                                                  \
-        backward(grad, gates, memories, weights, counts, steps, H, d_rzm, d_rzn, later);                            \
+                                        const int64_t* counts, int64_t steps, int64_t H, int64_t part, T* d_rzm,    \
+                                        T* d_rzn, T* later) {                                                        \
+        backward(grad, gates, memories, weights, counts, steps, H, part, d_rzm, d_rzn, later);                      \
     }
 
 EXPORT(float, float32)

@@ -1,5 +1,6 @@
 // Several numbers at a time, in the vector extensions that GCC and Clang share.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -38,13 +39,23 @@ static inline Vec<T> all(T x) {
     return x - Vec<T>{};
 }
 
+// One number of a vector of N, by halves: f(x, y) is of two vectors.
+template <class T, int N = LANES<T>, class V, class F>
+static inline T fold(V v, F f) {
+    if constexpr (N == 2) {
+        return f(v[0], v[1]);
+    } else {
+        typedef T Half __attribute__((vector_size(N / 2 * sizeof(T))));
+        Half low, high;
+        std::memcpy(&low, &v, sizeof low);
+        std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+        return fold<T, N / 2>(f(low, high), f);
+    }
+}
+
 template <class T, class V>
 static inline T sum(V v) {
-    T s[LANES<T>];
-    store(s, v);
-    for (int half = LANES<T> / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) s[i] += s[i + half];
-    return s[0];
+    return fold<T>(v, [](auto x, auto y) { return x + y; });
 }
 
 // e^x within 2 units in the last place, from e^-87 to e^88 and no further; NaN of NaN.

@@ -13,6 +13,7 @@ from torch import nn
 
 from modules.mixers import REGISTRY as mixer_REGISTRY
 from modules.mixers import joint_value
+from objectives.available import best_action
 from objectives.td import lambda_targets, td_loss
 from utils.aside import aside
 from utils.moments import deviation, update_moments
@@ -42,13 +43,14 @@ class Transitions:
     @classmethod
     def of(cls, batch) -> "Transitions":
         filled, avail = batch["filled"], batch["avail_actions"]
+        nothing = (filled.unsqueeze(-1) == 0) | (avail.amax(dim=-1, keepdim=True) == 0)
         return cls(
             actions=batch["actions"][:, :-1],
             reward=batch["reward"][:, :-1],
             terminated=batch["terminated"][:, :-1].float(),
             # A step was played if the observation after it is there: right for terminated and truncated ends alike.
             mask=filled[:, 1:].float(),
-            avail=avail.masked_fill((filled.unsqueeze(-1) == 0) | (avail == 0).all(dim=-1, keepdim=True), 1),
+            avail=avail.to(torch.uint8) | nothing,
             state=batch["state"],
             individual_reward=batch["individual_reward"][:, :-1] if "individual_reward" in batch.scheme else None,
             behaviour=batch["behaviour"][:, :-1].masked_fill(filled[:, 1:].unsqueeze(-1) == 0, 1)
@@ -65,7 +67,7 @@ class Transitions:
 
 def greedy_actions(q: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:
     """Every agent's best available action, which is its part of the team's best one: (B, T, N, A) -> (B, T, N, 1)."""
-    return q.detach().masked_fill(avail == 0, -torch.inf).argmax(dim=3, keepdim=True)
+    return best_action(q, avail)
 
 
 @dataclass

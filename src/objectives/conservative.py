@@ -8,6 +8,7 @@ import math
 
 import torch
 
+from objectives.available import best_action, logsumexp
 from utils.shapes import check_same_shape, check_shape
 
 JOINTS = ("max", "cf", "cf_weighted", "cf_per_gain", "sampled", "linear")  # how the cooperative head's gap is taken
@@ -34,17 +35,17 @@ def sup_value(
         (...), without the action dimension.
     """
     check_same_shape(q=q, avail=avail)
+    if op == "max":
+        return q.gather(-1, best_action(q, avail)).squeeze(-1)
+    if op == "lse":
+        return logsumexp(q, avail, temperature)
     unavailable = avail == 0
     if op == "uniform":
         return q.masked_fill(unavailable, 0.0).sum(dim=-1) / (~unavailable).sum(dim=-1)
-    q_avail = q.masked_fill(unavailable, -torch.inf)
-    if op == "max":
-        return q_avail.max(dim=-1).values
-    if op == "lse":
-        return temperature * torch.logsumexp(q_avail / temperature, dim=-1)
     if op == "lse_mean":
         count = (~unavailable).sum(dim=-1).to(q.dtype)
-        return temperature * (torch.logsumexp(q_avail / temperature, dim=-1) - count.log())
+        return logsumexp(q, avail, temperature) - temperature * count.log()
+    q_avail = q.masked_fill(unavailable, -torch.inf)
     if op == "lse_beta":
         if beta is None:
             raise ValueError("op 'lse_beta' needs the behaviour probabilities beta")

@@ -1,18 +1,28 @@
-"""What needs no gradient, computed on a core that the update leaves idle."""
+"""A second core for an update: a thread for networks that need no gradient, and for halves of large operations.
+
+That is for a CPU on which torch has one thread, as it has for networks of usual size (`torch_threads`): torch's
+operations and kernels release Python's lock, so two threads of Python's use two cores.
+"""
 
 import os
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cache
-from typing import TypeVar
+from threading import Condition, Thread
+from typing import Any, TypeVar
 
 import torch
 
 from utils.shapes import may_look_at
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 LEAST_ROWS = 3000  # seen: 2,300 are as fast at once, 5,700 faster aside
+LEAST_WORK = (
+    2**23
+)  # multiplications of an operation, a tenth of a millisecond: to wait for a thread takes a third of it
 _allowed = True
 
 
@@ -25,20 +35,77 @@ def allow_aside(allowed: bool) -> None:
 def aside(compute: Callable[[], T], rows: torch.Tensor) -> Callable[[], T]:
     """Begin to compute without gradients beside what the caller does next; returns what waits for the result.
 
-    That is for a CPU on which torch has one thread, as it has for networks of usual size (`torch_threads`): torch's
-    operations release Python's lock, so two threads of Python's use two cores. Elsewhere it is computed at once.
-
     Args:
         rows: what has an entry for each input of the networks. Of few inputs the threads would wait for Python alone.
     """
     compute = torch.no_grad()(compute)
-    if _allowed and may_look_at(rows) and torch.get_num_threads() == 1 and rows.numel() >= LEAST_ROWS:
-        return _pool(os.getpid()).submit(compute).result
+    if _has_second_core() and may_look_at(rows) and rows.numel() >= LEAST_ROWS:
+        return _two_threads(os.getpid()).begin(compute)
     result = compute()
     return lambda: result
 
 
+def both(one: Callable[[], T], other: Callable[[], U], work: int) -> tuple[T, U]:
+    """What both compute without gradients, at the same time if their multiplications, `work`, are worth it."""
+    with torch.no_grad():
+        if not pays_to_halve(work):
+            return one(), other()
+        wait = _two_threads(os.getpid()).begin(torch.no_grad()(other))
+        return one(), wait()
+
+
+def pays_to_halve(work: int) -> bool:
+    """Whether there is a core for half of an operation with so many multiplications, and it is worth waiting for."""
+    return work >= LEAST_WORK and _has_second_core()
+
+
+def _has_second_core() -> bool:
+    return _allowed and torch.get_num_threads() == 1
+
+
+class _TwoThreads:
+    """The caller's thread and another: whoever has nothing to do takes what was asked for last.
+
+    So a caller who waits does what the other has not begun, and the results are the same whoever computes them.
+    """
+
+    def __init__(self, name: str):
+        self.begun = Condition()  # or done
+        self.tasks: deque[tuple[Future, Callable[[], Any]]] = deque()
+        Thread(target=self._serve, name=name, daemon=True).start()
+
+    def begin(self, compute: Callable[[], T]) -> Callable[[], T]:
+        task: Future[T] = Future()
+        with self.begun:
+            self.tasks.append((task, compute))
+            self.begun.notify_all()
+
+        def wait() -> T:
+            self._work(until=task.done)
+            return task.result()
+
+        return wait
+
+    def _serve(self) -> None:
+        torch.set_flush_denormal(True)  # as `run` has it
+        self._work(until=lambda: False)
+
+    def _work(self, until: Callable[[], bool]) -> None:
+        while True:
+            with self.begun:
+                self.begun.wait_for(lambda: until() or self.tasks)
+                if until():
+                    return
+                task, compute = self.tasks.pop()
+            try:
+                task.set_result(compute())
+            except BaseException as error:
+                task.set_exception(error)
+            with self.begun:
+                self.begun.notify_all()
+
+
 @cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """The thread of this process: a fork has none of its parent's. Denormals are flushed there as `run` has it."""
-    return ThreadPoolExecutor(1, f"aside_{process}", initializer=torch.set_flush_denormal, initargs=(True,))
+def _two_threads(process: int) -> _TwoThreads:
+    """Those of this process: a fork has none of its parent's."""
+    return _TwoThreads(f"aside_{process}")

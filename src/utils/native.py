@@ -40,7 +40,8 @@ def call(name: str, *arguments: torch.Tensor | int | None) -> None:
     """Call a kernel for the type of the first tensor, float32 or float64, with pointers to the tensors' values.
 
     Raises:
-        ValueError: a tensor is not on the CPU, has gaps, or another type than the first (whole numbers are int64).
+        ValueError: a tensor is not on the CPU, has gaps, or another type than the first (int64 and uint8 are for
+            whole numbers and flags).
     """
     library = _library()
     assert library is not None, "ask is_there() first"
@@ -51,7 +52,7 @@ def call(name: str, *arguments: torch.Tensor | int | None) -> None:
         if isinstance(argument, torch.Tensor):
             if not argument.is_contiguous() or argument.device.type != "cpu":
                 raise ValueError(f"{name}: argument {n} is not a contiguous tensor on the CPU")
-            if argument.dtype not in (first.dtype, torch.int64):
+            if argument.dtype not in (first.dtype, torch.int64, torch.uint8):
                 raise ValueError(f"{name}: argument {n} is {argument.dtype}, the first {first.dtype}")
             given.append(ctypes.c_void_p(argument.data_ptr()))
         else:
@@ -85,7 +86,7 @@ def _library() -> ctypes.CDLL | None:
                 compile_for(processor, file.parent)
             return ctypes.CDLL(str(file))
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: the user has no home
-            said = str(error) + (getattr(error, "stderr", None) or "")
+            said = getattr(error, "stderr", None) or str(error)
             logging.getLogger("greed").warning(
                 "Kernels for this CPU cannot be compiled: %s. Recurrent networks and mixers take up to twice as long "
                 "on it; install a C++ compiler (g++), or name one by CXX",

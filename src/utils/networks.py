@@ -88,7 +88,7 @@ def unroll_network(network, inputs: torch.Tensor, packing: Packing | None = None
     (T, B, N, I) -> (T, B, N, A). With a packing, what lies behind a sequence's end is not computed, and 0.
     """
     if packing is not None and offers(network, "unroll_packed") and knows(network, "unroll_packed", "unroll"):
-        return unroll_network_features(network, inputs, packing)[0]
+        return packing.unpack(_unroll_packed(network, inputs, packing)[0])
     T, B, N, _ = inputs.shape
     rows, hidden = inputs.reshape(T, B * N, -1), _fresh_memory(network, B * N)
     if offers(network, "unroll"):
@@ -105,14 +105,19 @@ def unroll_network_features(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`unroll_network`, and the network's features, (T, B, N, H)."""
     T, B, N, _ = inputs.shape
-    hidden = _fresh_memory(network, B * N)
     if packing is None or not knows(network, "unroll_packed", "unroll_features"):
-        found = network.unroll_features(inputs.reshape(T, B * N, -1), hidden)
+        found = network.unroll_features(inputs.reshape(T, B * N, -1), _fresh_memory(network, B * N))
         return found[0].view(T, B, N, -1), found[1].view(T, B, N, -1)
-    counts = [count * N for count in packing.counts]
-    found = network.unroll_packed(packing.pack(inputs).flatten(0, 1), counts, hidden)
-    values, features = (packing.unpack(x.unflatten(0, (-1, N))) for x in found)
+    values, features = map(packing.unpack, _unroll_packed(network, inputs, packing))
     return values, features
+
+
+def _unroll_packed(network, inputs: torch.Tensor, packing: Packing) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the network says of the steps that were played, (P, N, A), and its features there, (P, N, H)."""
+    B, N = inputs.shape[1:3]
+    counts = [count * N for count in packing.counts]
+    found = network.unroll_packed(packing.pack(inputs).flatten(0, 1), counts, _fresh_memory(network, B * N))
+    return found[0].unflatten(0, (-1, N)), found[1].unflatten(0, (-1, N))
 
 
 def knows(network, fast: str, plain: str) -> bool:

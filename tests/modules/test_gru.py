@@ -10,7 +10,7 @@ from modules.agents.gru import _for_cudnn, _whole_gru, gru, run_gru
 from utils import native
 
 X, H = 3, 4
-LENGTHS = [[1], [6, 6, 6], [7, 5, 5, 1], [4, 1, 1, 1, 1], [3, 2, 1]]  # longest first
+LENGTHS = [[1], [6, 6, 6], [7, 5, 5, 1], [4, 1, 1, 1, 1], [3, 2, 1], [5] * 8 + [3] * 9 + [1] * 7]  # longest first
 kernels = pytest.mark.skipif(not native.is_there(), reason="no C++ compiler here")
 
 
@@ -49,6 +49,7 @@ def test_one_unit_by_hand():
     assert h == pytest.approx(-0.1686, abs=1e-4)
 
 
+@pytest.mark.usefixtures("cores")
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_it_is_the_cell_on_each_sequence_alone(lengths):
     cell, x, hidden, counts, where = make(lengths)
@@ -91,6 +92,27 @@ def test_plain_operations_give_the_same():
     cell, x, hidden, _, _ = make([5, 5, 5])
     rows = x.unflatten(0, (5, 3))
     torch.testing.assert_close(gru(rows, hidden, cell).flatten(0, 1), run_gru(x, hidden, cell, [3] * 5))
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_halves_of_the_sequences_are_the_whole(dtype, monkeypatch):
+    torch.manual_seed(0)
+    cell = nn.GRUCell(8, 32).to(dtype)
+    counts = [41] * 3 + [20] * 2 + [7]
+    x, hidden = torch.randn(sum(counts), 8, dtype=dtype), torch.randn(41, 32, dtype=dtype)
+    direction = torch.randn(sum(counts), 32, dtype=dtype)
+    given = (x.requires_grad_(), hidden.requires_grad_(), *cell.parameters())
+    called, call = [], native.call
+    monkeypatch.setattr(native, "call", lambda *arguments: (called.append(arguments[0]), call(*arguments)))
+    results = []
+    for least in (2**60, 0):
+        monkeypatch.setattr("utils.aside.LEAST_WORK", least)
+        found = run_gru(x, hidden, cell, counts)
+        results.append([found, *torch.autograd.grad(found, given, direction)])
+    assert called == ["gru_forward", "gru_backward", *["gru_forward"] * 2, *["gru_backward"] * 2]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @kernels

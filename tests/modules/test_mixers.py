@@ -354,6 +354,7 @@ MIXERS = {
 }
 
 
+@pytest.mark.usefixtures("cores")
 @pytest.mark.parametrize("name", MIXERS)
 def test_counterfactuals_equal_brute_force(name):
     mixer = MIXERS[name]()
@@ -378,6 +379,7 @@ def test_counterfactuals_equal_brute_force(name):
     close(kept, mixer(chosen, states).expand_as(kept), 1e-5)
 
 
+@pytest.mark.usefixtures("cores")
 @pytest.mark.parametrize("name", MIXERS)
 def test_gradients_of_counterfactuals_equal_those_of_the_generic_path(name):
     mixer = MIXERS[name]().double()

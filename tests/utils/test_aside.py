@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import run
-from utils.aside import LEAST_ROWS, allow_aside, aside
+from utils.aside import LEAST_ROWS, LEAST_WORK, allow_aside, aside, both
 
 ROWS = torch.zeros(LEAST_ROWS)
 
@@ -28,9 +28,72 @@ def threads(request):
     torch.set_num_threads(before)
 
 
+def begun_aside(compute):
+    """`aside`, once the other thread has begun it: one who asks before does it himself."""
+    begun = threading.Event()
+    found = aside(lambda: (begun.set(), compute())[1], ROWS)
+    assert begun.wait(10.0)
+    return found
+
+
 def test_another_thread_computes_it_only_where_torch_has_one(threads):
-    where = aside(threading.get_ident, ROWS)()
+    where = begun_aside(threading.get_ident)()
     assert (where != threading.get_ident()) == (threads == 1)
+
+
+def test_who_waits_does_what_has_not_begun():
+    """The other thread is kept busy: nobody waits for it but for what it has begun."""
+    go_on = threading.Event()
+    wait = begun_aside(lambda: go_on.wait(10.0))
+    assert aside(threading.get_ident, ROWS)() == threading.get_ident()
+    assert both(threading.get_ident, threading.get_ident, LEAST_WORK) == (threading.get_ident(),) * 2
+    go_on.set()
+    assert wait()
+
+
+def test_both_halves_are_computed_at_once_where_they_are_worth_it(threads):
+    meet = threading.Barrier(2, timeout=10.0)
+
+    def half(x):
+        if threads == 1:
+            meet.wait()  # as only two threads can
+        return threading.get_ident(), x * 2, x.requires_grad and (x * 2).requires_grad
+
+    x = torch.ones(2, requires_grad=True)
+    (here, one, kept), (there, other, kept_there) = both(lambda: half(x), lambda: half(x + 1), LEAST_WORK)
+    assert here == threading.get_ident()
+    assert (there != here) == (threads == 1)
+    assert one.tolist() == [2.0, 2.0]
+    assert other.tolist() == [4.0, 4.0]
+    assert not kept
+    assert not kept_there
+    assert torch.is_grad_enabled()
+    small = both(threading.get_ident, threading.get_ident, LEAST_WORK - 1)
+    assert small == (threading.get_ident(),) * 2
+    allow_aside(False)
+    assert both(threading.get_ident, threading.get_ident, LEAST_WORK) == small
+
+
+@pytest.mark.usefixtures("threads")
+def test_halves_of_halves_of_what_is_aside_are_all_computed():
+    def total(first, last):
+        if last - first == 1:
+            return first
+        middle = (first + last) // 2
+        return sum(both(lambda: total(first, middle), lambda: total(middle, last), LEAST_WORK))
+
+    wait = aside(lambda: total(0, 64), ROWS)
+    assert total(64, 128) + wait() == sum(range(128))
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_error_in_either_half_is_raised(which):
+    halves = [lambda: 1, lambda: 1]
+    halves[which] = lambda: 1 // 0
+    with pytest.raises(ZeroDivisionError):
+        both(*halves, LEAST_WORK)
+    assert both(lambda: 1, lambda: 2, LEAST_WORK) == (1, 2)
 
 
 def test_little_is_computed_at_once(threads):
@@ -106,7 +169,7 @@ def test_an_error_is_raised_where_the_result_is_asked_for():
 def test_denormals_are_flushed_there_as_in_a_run():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert aside(lambda: (torch.tensor([1e-38]) * 1e-3).item(), ROWS)() == 0
+    assert begun_aside(lambda: (torch.tensor([1e-38]) * 1e-3).item())() == 0
     torch.set_num_threads(before)
 
 

@@ -27,6 +27,7 @@ def test_by_hand():
     assert found.tolist() == [[21.0, 37.0, 53.0], [6.0, 14.0, 22.0]]
 
 
+@pytest.mark.usefixtures("cores")
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 @pytest.mark.parametrize("shape", [(ROWS,), (5, ROWS // 5)])
 def test_values_and_gradients_are_torchs(inputs, outputs, shape):

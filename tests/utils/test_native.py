@@ -14,12 +14,14 @@ from utils import native
 SRC = Path(native.__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not native.is_there(), reason="no C++ compiler here")
 
-# A GRU of 40 units over 13 sequences of 3 lengths, and a mixer with 24 units, in float32: values and gradients.
+# A GRU of 40 units over 13 sequences of 3 lengths, a mixer with 24 units, and what is taken over 21 actions: values and
+# gradients in float32.
 COMPARED = """
 import sys, torch
 from types import SimpleNamespace
 from modules.agents.gru import run_gru
 from modules.mixers.qmix import QMixer
+from objectives.available import best_action, log_softmax, logsumexp
 from utils import native
 
 torch.manual_seed(0)
@@ -31,9 +33,12 @@ args = SimpleNamespace(n_agents=3, state_shape=7, mixing_embed_dim=24, hypernet_
 mixer = QMixer(args)
 qs = torch.randn(2, 4, 3, 5, requires_grad=True)
 values = mixer.counterfactual(qs[..., 0], qs, torch.randn(2, 4, 7))
+q, avail = torch.randn(4, 3, 21, requires_grad=True), torch.rand(4, 3, 21) < 0.6
+sums, policies = logsumexp(q, avail, 0.3), log_softmax(q, avail, 0.3)
 (memories * torch.randn_like(memories)).sum().backward()
 (values * torch.randn_like(values)).sum().backward()
-found = [memories, values, x.grad, h.grad, qs.grad]
+((sums * torch.randn_like(sums)).sum() + (torch.randn_like(q) * policies)[avail].sum()).backward()
+found = [memories, values, x.grad, h.grad, qs.grad, sums, policies, q.grad, best_action(q, avail).float()]
 found += [p.grad for module in (cell, mixer) for n, p in sorted(module.named_parameters()) if p.grad is not None]
 torch.save([one.detach() for one in found], sys.argv[1])
 print(native.is_there())
@@ -99,7 +104,7 @@ def test_they_are_compiled_once_and_again_if_their_sources_change(tmp_path, monk
 
 def test_what_was_compiled_ahead_of_time_is_used_where_nothing_can_be_compiled(tmp_path):
     src = tmp_path / "src"
-    for part in ("kernels", "utils", "modules"):
+    for part in ("kernels", "utils", "modules", "objectives"):
         shutil.copytree(SRC / part, src / part, ignore=shutil.ignore_patterns("built", "__pycache__"))
     done = subprocess.run([sys.executable, str(src / "kernels/build.py")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from utils import native
+from utils.aside import both, pays_to_halve
 from utils.linear import linear, multiply_columns
 from utils.shapes import check_shape
 
@@ -101,7 +102,8 @@ def _forward(
     gates = given.new_empty(len(x), 4 * W) if learn else None
     weights = native.padded(_widened(weight_hh, W), W).t().contiguous()
     bias_m = native.padded(bias_hh[2 * H :], W)
-    native.call("gru_forward", given, weights, bias_m, torch.tensor(counts), len(counts), W, memories, gates)
+    steps = torch.tensor(counts)
+    _in_halves("gru_forward", (given, weights, bias_m, steps, len(counts), W), (memories, gates), len(x) * 3 * W * W)
     return memories, gates
 
 
@@ -123,14 +125,35 @@ def _backward(
     weights = native.padded(_widened(weight_hh, W), W)
     of_memories = native.padded(grad, W)
     steps = torch.tensor(counts)
-    native.call("gru_backward", of_memories, gates, memories, weights, steps, len(counts), W, d_rzm, d_rzn, later)
+    given = (of_memories, gates, memories, weights, steps, len(counts), W)
+    _in_halves("gru_backward", given, (d_rzm, d_rzn, later), P * 3 * W * W)
     if W > H:
         d_rzm, d_rzn = (d.unflatten(1, (3, W))[:, :, :H].flatten(1) for d in (d_rzm, d_rzn))
         memories, later = memories[:, :H], later[:, :H]
     before = memories[:P] if counts[-1] == counts[0] else torch.cat(_before(memories, counts))
-    d_x = linear(d_rzn, weight_ih.t()).to(x.dtype) if wants_x else None
-    d_weights = [multiply_columns(d_rzn, x.to(d_rzn.dtype)), multiply_columns(d_rzm, before)]
-    return [d_x, later, *d_weights, d_rzn.sum(dim=0), d_rzm.sum(dim=0)]
+
+    def of_inputs() -> tuple[torch.Tensor | None, torch.Tensor]:
+        d_x = linear(d_rzn, weight_ih.t()).to(x.dtype) if wants_x else None
+        return d_x, multiply_columns(d_rzn, x.to(d_rzn.dtype))
+
+    def others() -> list[torch.Tensor]:
+        d_bias, d_bias_m = d_rzn.sum(dim=0), d_rzm[:, 2 * H :].sum(dim=0)
+        return [multiply_columns(d_rzm, before), d_bias, torch.cat([d_bias[: 2 * H], d_bias_m])]
+
+    (d_x, d_weight), d_others = both(of_inputs, others, d_rzn.numel() * x.shape[1])
+    return [d_x, later, d_weight, *d_others]
+
+
+def _in_halves(kernel: str, given: tuple, found: tuple, work: int) -> None:
+    """Call a kernel: once for all sequences, or at the same time for one half of them and for the other."""
+    if not pays_to_halve(work):
+        native.call(kernel, *given, -1, *found)
+        return
+    both(
+        lambda: native.call(kernel, *given, 0, *found),
+        lambda: native.call(kernel, *given, 1, *found),
+        work,
+    )
 
 
 def _after(memories: torch.Tensor, hidden_state: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from utils import native
+from utils.aside import both
 from utils.linear import Linear
 from utils.shapes import check_shape
 
@@ -94,10 +95,10 @@ class _SecondLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(q, others, w1, w2):  # pyright: ignore[reportIncompatibleMethodOverride]
-        given, sizes = _for_kernel(q, others, w1, w2)
-        found = given[0].new_empty(q.shape)
-        native.call("second_layer_forward", *given, *sizes, found)
-        return found
+        given = _for_kernel(q, others, w1, w2)
+        found = torch.empty_like(given[0])
+        _in_halves("second_layer_forward", given, [found])
+        return found.view(q.shape)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -113,17 +114,27 @@ class _SecondLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        given, sizes = _for_kernel(*ctx.saved_tensors)
+        given = _for_kernel(*ctx.saved_tensors)
         found = [torch.empty_like(x) for x in given]
-        native.call("second_layer_backward", *given, grad.contiguous(), *sizes, *found)
+        _in_halves("second_layer_backward", [*given, grad.contiguous().flatten(0, 1)], found)
         E = ctx.saved_tensors[3].shape[-1]
-        return found[0], *(x[..., :E] for x in found[1:])
+        shape = grad.shape[:2]
+        return found[0].unflatten(0, shape), *(x[..., :E].unflatten(0, shape) for x in found[1:])
 
 
-def _for_kernel(
-    q: torch.Tensor, others: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor
-) -> tuple[list[torch.Tensor], tuple[int, int, int, int]]:
-    """The tensors without gaps and with E in whole vectors, and their sizes P, N, A, E."""
-    B, T, N, A = q.shape
+def _for_kernel(q: torch.Tensor, others: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors without gaps, with one dimension for episodes and steps, and with E in whole vectors."""
     E = w2.shape[-1] + -w2.shape[-1] % native.VECTOR
-    return [q.contiguous(), *(native.padded(x, E) for x in (others, w1, w2))], (B * T, N, A, E)
+    return [x.flatten(0, 1) for x in (q.contiguous(), *(native.padded(x, E) for x in (others, w1, w2)))]
+
+
+def _in_halves(kernel: str, given: list[torch.Tensor], found: list[torch.Tensor]) -> None:
+    """Call the kernel for half of the steps at a time, on two cores if there are two."""
+    P, N, A = given[0].shape
+    E = given[3].shape[-1]
+
+    def call(part: slice) -> None:
+        first = given[0][part]
+        native.call(kernel, *(x[part] for x in given), len(first), N, A, E, *(x[part] for x in found))
+
+    both(lambda: call(slice(P // 2)), lambda: call(slice(P // 2, P)), work=P * N * A * E)
