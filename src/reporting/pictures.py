@@ -132,7 +132,7 @@ def draw_efficiency(study: Study) -> Figure | None:
     if same:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set(xlabel="environment steps" if same else "share of the budget", ylabel=_score_label(study, "IQM of the "))
-    _legend(figure, axis, len(found))
+    _legend(figure, *axis.get_legend_handles_labels())
     return figure
 
 
@@ -156,7 +156,7 @@ def draw_profiles(study: Study) -> Figure | None:
         band = statistics.interval(profile, scores, resamples=RESAMPLES)
         axis.fill_between(thresholds, *band, color=colour, alpha=0.15, lw=0, step="post")
     axis.set(xlabel=f"{_score_label(study)} τ", ylabel="share of runs above τ", ylim=(-0.03, 1.03))
-    _legend(figure, axis, len(found))
+    _legend(figure, *axis.get_legend_handles_labels())
     return figure
 
 
@@ -190,7 +190,7 @@ def draw_curves(study: Study) -> Figure | None:
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         if metric == "test_battle_won_mean":
             axis.set_ylim(-0.03, 1.03)
-    figure.legend(drawn.values(), drawn, loc="outside upper center", ncols=min(len(drawn) or 1, 4))
+    _legend(figure, list(drawn.values()), list(drawn))
     return figure
 
 
@@ -235,7 +235,7 @@ def draw_gate(study: Study) -> Figure | None:
             gaps.set_ylabel("gap (value above the data's)")
     heads = [Line2D([], [], color="grey", ls=dash) for dash in ("-", "--")]
     names = [*handles, "gap: independent head", "gap: cooperative head"]
-    figure.legend([*handles.values(), *heads], names, loc="outside upper center", ncols=min(columns + 1, 3))
+    _legend(figure, [*handles.values(), *heads], names)
     return figure
 
 
@@ -294,6 +294,10 @@ def _common_span(curves) -> tuple[float, float]:
     return first, max(first, min(steps[-1] for steps, _ in curves))
 
 
-def _legend(figure: Figure, axis, count: int) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(count, 3))
+def _legend(figure: Figure, handles: list, labels: list[str]) -> None:
+    """Above the axes, in as many columns as there is room for."""
+    for columns in range(min(len(labels), 4), 0, -1):
+        legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()

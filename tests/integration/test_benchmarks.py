@@ -134,7 +134,7 @@ def test_the_page_says_what_was_published(module, name):
     assert [row for row in rows if row not in page] == []
 
 
-@pytest.mark.parametrize("name", ["first_smax", "first_lbf"])
+@pytest.mark.parametrize("name", ["first_smax", "first_lbf", "lbf_units"])
 def test_the_page_says_what_a_report_says(name):
     page = (ROOT / "docs" / "experiments.md").read_text()
     report = (ROOT / "results" / "published" / name / "report.md").read_text()
@@ -143,15 +143,23 @@ def test_the_page_says_what_a_report_says(name):
     assert table in page
 
 
-def test_the_published_records_give_the_published_report(tmp_path, monkeypatch):
-    published = ROOT / "results" / "published" / "first_lbf"
+@pytest.mark.parametrize(
+    ("name", "archives", "sweeps"),
+    [
+        ("first_lbf", ["first_lbf"], ["first_lbf", "first_lbf_lagrange"]),
+        ("lbf_units", ["first_lbf", "lbf_units"], ["first_lbf", "first_lbf_lagrange", "first_lbf_lagrange_units"]),
+    ],
+)
+def test_the_published_records_give_the_published_report(name, archives, sweeps, tmp_path, monkeypatch):
+    published = ROOT / "results" / "published"
     monkeypatch.chdir(tmp_path)
-    with tarfile.open(published / "runs.tar.gz") as archive:
-        archive.extractall(filter="data")
+    for folder in archives:
+        with tarfile.open(published / folder / "runs.tar.gz") as archive:
+            archive.extractall(filter="data")
     folders = sorted(path.parent for path in tmp_path.rglob("finished.json"))
     assert [folder for folder in folders if open_run(folder) is None] == []
-    assert report.main(["report.py", "first_lbf", "first_lbf_lagrange", "--worst=0", "--best=1", "--out=out"]) == 0
-    assert (tmp_path / "out/report.md").read_text() == (published / "report.md").read_text()
+    assert report.main(["report.py", *sweeps, "--worst=0", "--best=1", "--out=out"]) == 0
+    assert (tmp_path / "out/report.md").read_text() == (published / name / "report.md").read_text()
 
 
 def test_the_readme_says_what_the_reports_say():

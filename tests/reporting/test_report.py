@@ -345,6 +345,20 @@ def test_the_same_runs_give_the_same_pictures(results):
     assert draw() == first
 
 
+def test_a_legend_stays_within_its_picture(results):
+    for number in range(1, 9):
+        edit(results, number, "config.json", name=f"an_algorithm_with_a_long_name_{number}")
+    shown = 0
+    for figure in pictures.draw_all(study(results)).values():
+        figure.canvas.draw()
+        for legend in figure.legends:
+            shown += len(legend.get_texts())
+            extent = legend.get_window_extent()
+            assert extent.x0 >= 0
+            assert extent.x1 <= figure.bbox.width
+    assert shown >= 8 + 4 + 2  # curves of all; the gate's of four, and its two heads
+
+
 def test_algorithms_differ_in_more_than_colour():
     names = [f"{number:02}" for number in range(20)]
     styles = [pictures.style(SimpleNamespace(algorithms=names), name) for name in names]
