@@ -96,6 +96,8 @@ class GreedyQLearner(GreedyTerms, QLearner):
         if imitation is not None:
             terms["imitation_loss"] = imitation
             loss = loss + imitation
+        if not self.measures:
+            return Objective(loss, terms, {})
         stats = self._td_stats(q_tot, target_c, step.mask) | {
             "td_error_abs_independent": masked_mean((heads.chosen_i - target_i).abs().detach(), mask_i),
             "munchausen_bonus_independent": masked_mean(bonus_i.expand_as(heads.chosen_i), mask_i),
@@ -295,7 +297,9 @@ class GreedyQLearner(GreedyTerms, QLearner):
 
     def _bootstrap_values(self, step: Transitions, q, target_q) -> tuple[torch.Tensor, torch.Tensor]:
         """V(s_{t+1}) of the independent head (B, T, N) and of the cooperative one (B, T, 1)."""
-        v_i, utilities = (self._utility_values(h, q[h], target_q[h], step.avail) for h in range(2))
+        v_i = self._utility_values(0, q[0], target_q[0], step.avail)
+        same = self.shared and not self._is_soft()
+        utilities = v_i if same else self._utility_values(1, q[1], target_q[1], step.avail)
         v_c = InStates(self.target_mixer, step.state[:, 1:], step.mask)(utilities)
         if self.cfg.gate.target == "own":
             return v_i, v_c
@@ -305,10 +309,12 @@ class GreedyQLearner(GreedyTerms, QLearner):
 
     def _utility_values(self, head: int, q, target_q, avail) -> torch.Tensor:
         """V_i(s_{t+1}) of a head's utilities: hard or soft, as the regulariser has it. (B, T+1, X, A) -> (B, T, X)"""
-        cfg = self.cfg.munchausen
-        if cfg.source == "none" or cfg.bootstrap == "hard":
+        if not self._is_soft():
             return self._next_values(q, target_q, avail)
-        return munchausen.soft_value(target_q[:, 1:], avail[:, 1:], cfg.tau * self.target_std[head])
+        return munchausen.soft_value(target_q[:, 1:], avail[:, 1:], self.cfg.munchausen.tau * self.target_std[head])
+
+    def _is_soft(self) -> bool:
+        return self.cfg.munchausen.source != "none" and self.cfg.munchausen.bootstrap == "soft"
 
     def _shared_loss(self, batch, step: Transitions, reward: torch.Tensor) -> torch.Tensor:
         """TD loss of the independent head on the other agents' experience: Q_j of what agent i saw and did.

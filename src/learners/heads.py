@@ -29,9 +29,10 @@ class Heads:
         self.mixer = mixer
         self.beta = beta
         self.actions, self.mask = step.actions, step.mask
-        self.avail, self.state = step.avail[:, :-1], step.state[:, :-1]
-        self.q_i = q_i[:, :-1]
-        self.q_c = self.q_i if q_c is q_i else q_c[:, :-1]
+        # Without gaps, which many that read them would each fill
+        self.avail, self.state = step.avail[:, :-1].contiguous(), step.state[:, :-1]
+        self.q_i = q_i[:, :-1].contiguous()
+        self.q_c = self.q_i if q_c is q_i else q_c[:, :-1].contiguous()
         self.chosen_i, self.chosen_c = self._of_both(lambda q, _: _taken(q, self.actions))  # (B, T, N) each
 
     @computed

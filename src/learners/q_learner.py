@@ -87,6 +87,7 @@ class Learner:
     statistics: tuple[str, ...] = ("reward_moments",)
     shown: tuple[str, ...] = ()
     compiles = False  # whether `objective` can be compiled: it decides by shapes and settings alone
+    measures = True  # whether `objective` also takes the statistics, which are logged now and then
 
     def __init__(self, mac, logger, args):
         self.args = args
@@ -158,6 +159,7 @@ class QLearner(Learner):
             NonFiniteError: the loss or a gradient is not finite; nothing was changed.
         """
         before = {name: getattr(self, name) for name in self.statistics}
+        self.measures = t_env - self.log_stats_t >= self.args.learner_log_interval
         self.optimiser.zero_grad()  # first: compiled code would write the next gradients over these
         objective = self.objective(batch)
         # The terms are means of half squared errors; the factor makes the TD term PyMARL's squared error, so that
@@ -171,7 +173,7 @@ class QLearner(Learner):
         set_step_size(self.optimiser, t_env, self.args)
         self.optimiser.step()
         self._update_targets(episode_num)
-        if t_env - self.log_stats_t >= self.args.learner_log_interval:
+        if self.measures:
             stats = {"loss": 2 * objective.loss, "grad_norm": grad_norm} | objective.stats
             self.log({key: value.item() for key, value in stats.items()}, t_env)
         self.settle()
@@ -199,7 +201,7 @@ class QLearner(Learner):
         target = self._targets(step, step.reward, v_next)
         mask = step.mask.expand_as(chosen)
         loss = td_loss(chosen, target, mask)
-        return Objective(loss, {"td_loss": loss}, self._td_stats(chosen, target, mask))
+        return Objective(loss, {"td_loss": loss}, self._td_stats(chosen, target, mask) if self.measures else {})
 
     def joint_values(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The agents' values (B, T, N, A) and the value of the batch's joint actions (B, T, X), without gradient."""

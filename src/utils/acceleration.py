@@ -103,6 +103,7 @@ def _compile(learner, args) -> None:
     learner.updated = False  # an attribute, so that a run that is resumed goes on with compiled code, too
 
     def objective(batch):
+        learner.measures = True  # always: it would be compiled for both
         if not learner.updated:  # running statistics begin as None, which would be compiled for once
             learner.updated = True
             return plain(batch)

@@ -39,7 +39,7 @@ def aside(compute: Callable[[], T], rows: torch.Tensor) -> Callable[[], T]:
         rows: what has an entry for each input of the networks. Of few inputs the threads would wait for Python alone.
     """
     compute = torch.no_grad()(compute)
-    if _has_second_core() and may_look_at(rows) and rows.numel() >= LEAST_ROWS:
+    if may_look_at(rows) and _has_second_core() and rows.numel() >= LEAST_ROWS:
         return _two_threads(os.getpid()).begin(compute)
     result = compute()
     return lambda: result

@@ -220,10 +220,22 @@ def blend(target: nn.Module, source: nn.Module, share: float) -> None:
     if share == 1.0:
         target.load_state_dict(source.state_dict())
         return
-    for mine, theirs in zip(target.parameters(), source.parameters(), strict=True):
-        mine.lerp_(theirs, share)
-    for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
-        mine.copy_(theirs)
+    (mine, my_buffers), (theirs, their_buffers) = _tensors(target), _tensors(source)
+    if len(mine) != len(theirs) or len(my_buffers) != len(their_buffers):
+        raise ValueError(f"{len(mine)} parameters cannot follow {len(theirs)}")
+    if mine:
+        torch._foreach_lerp_(mine, theirs, share)  # pyright: ignore[reportPrivateImportUsage]
+    if my_buffers:
+        torch._foreach_copy_(my_buffers, their_buffers)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _tensors(network: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Its parameters and its buffers, each once, in a fraction of the time that their names take."""
+    parameters, buffers = {}, {}
+    for module in network.modules():
+        parameters |= {id(x): x for x in module._parameters.values() if x is not None}
+        buffers |= {id(x): x for x in module._buffers.values() if x is not None}
+    return list(parameters.values()), list(buffers.values())
 
 
 def copy_state(path: Path, target: nn.Module, source: nn.Module) -> None:

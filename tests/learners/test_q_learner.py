@@ -358,6 +358,23 @@ def test_statistics_are_logged_under_pymarls_names_and_not_too_often():
     assert logged["loss"][0][1] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("alg", ["qmix", "greedy_qmix"])
+def test_what_is_not_logged_is_not_measured_and_changes_nothing(alg):
+    learners = [make_learner(make_args(alg, learner_log_interval=interval)) for interval in (1, 1000)]
+    for t_env in range(4):
+        for learner in learners:
+            learner.train(random_batch(learner.args, seed=t_env), t_env=t_env, episode_num=t_env)
+    often, seldom = learners
+    assert often.measures
+    assert not seldom.measures
+    assert {len(values) for values in often.logger.stats.values()} == {4}
+    assert {len(values) for values in seldom.logger.stats.values()} == {1}
+    assert often.logger.stats.keys() == seldom.logger.stats.keys()
+    assert seldom.objective(random_batch(seldom.args, seed=9)).stats == {}
+    for one, other in zip(often.params, seldom.params, strict=True):
+        assert torch.equal(one, other)
+
+
 # Saving
 
 

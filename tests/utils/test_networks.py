@@ -87,8 +87,20 @@ def test_blend_leaves_no_graph_and_keeps_parameters_trainable():
 
 
 def test_blend_refuses_another_architecture():
-    with pytest.raises(ValueError, match=r"shorter|longer"):
+    with pytest.raises(ValueError, match="1 parameters cannot follow 2"):
         blend(nn.Linear(2, 2, bias=False), nn.Linear(2, 2), 0.5)
+
+
+def test_blend_moves_what_two_modules_share_once():
+    def twice():
+        layer = nn.Linear(1, 1, bias=False)
+        return nn.Sequential(layer, layer)
+
+    target, source = twice(), twice()
+    nn.init.constant_(target[0].weight, 0.0)
+    nn.init.constant_(source[0].weight, 1.0)
+    blend(target, source, 0.5)
+    assert target[1].weight.item() == 0.5
 
 
 def test_copy_state_prefers_the_file(tmp_path):
