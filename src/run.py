@@ -690,7 +690,7 @@ def _block_says(args, block: str, key: str, value: str) -> bool:
 
 
 def has_spare_core(args) -> bool:
-    """Whether target networks have a core of their own, beside the learner's and that of an overlapping collection.
+    """Whether updates have a second core (`utils.aside`), beside one for an overlapping collection.
 
     Sweeps tell each of their runs by OMP_NUM_THREADS how many are its own.
     """
