@@ -401,12 +401,14 @@ def probe_run(config) -> dict[str, Any]:
     from config.schema import extend, freeze
     from run import Experiment
     from runners import REGISTRY as runner_REGISTRY
+    from utils.aside import allow_aside
     from utils.logging import Logger
     from utils.registry import resolve
 
     # In place of the runner.
     runner = SimpleNamespace(batch_size=1, t_env=0, get_env_info=lambda: info, setup=lambda *_: None)
     torch.set_num_threads(1)
+    allow_aside(False)  # `peak_bytes` sees what its own thread allocates
     resolve("runner", config["runner"], runner_REGISTRY)
     args = freeze({**config, "use_cuda": False, "evaluate": True})  # to evaluate, no replay is allocated
     args = extend(args, device="cpu", unique_token="doctor")
@@ -443,7 +445,7 @@ def probe_run(config) -> dict[str, Any]:
 
 
 def peak_bytes(work: Callable[[], Any]) -> int:
-    """The most memory that torch holds at any time of this work, beyond what it held before."""
+    """The most memory that torch holds for this thread at any time of this work, beyond what it held before."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
