@@ -1,23 +1,9 @@
 // A GRU over packed sequences, forward and back. modules/agents/gru.py has the equations and the legend.
-#include <type_traits>
 #include <vector>
 
 #include "vectors.h"
 
 namespace {
-
-// sums[row][column] += x[row] weights, of rows x (K) and packed weights (K, COLUMNS * LANES).
-template <int N, int COLUMNS, class T>
-inline void multiply(const T* x, int64_t stride, const T* weights, int64_t K, Vec<T> (&sums)[N][COLUMNS]) {
-    for (int64_t k = 0; k < K; k++) {
-        Vec<T> w[COLUMNS];
-        for (int c = 0; c < COLUMNS; c++) w[c] = load(weights + (k * COLUMNS + c) * LANES<T>);
-        for (int i = 0; i < N; i++) {
-            Vec<T> value = all(x[i * stride + k]);
-            for (int c = 0; c < COLUMNS; c++) sums[i][c] += value * w[c];
-        }
-    }
-}
 
 // Weights (K, columns) in the order in which `multiply` reads them: groups of `width` vectors, where vector c of group g
 // begins at column(g, c).
@@ -32,25 +18,6 @@ std::vector<T> packed(const T* weights, int64_t K, int64_t columns, int width, F
     return out;
 }
 
-// f(how many, the first of them) until `count` rows are done: those of every second block, from the first or second on,
-// if `part` is 0 or 1, so that two threads do all; of every block, if it is -1.
-template <int N, class F>
-inline void what_is_left(int64_t left, int64_t first, F&& f) {
-    if constexpr (N > 0) {
-        if (left == N)
-            f(std::integral_constant<int, N>{}, first);
-        else
-            what_is_left<N - 1>(left, first, f);
-    }
-}
-
-template <class F>
-inline void for_rows(int64_t count, int64_t part, F&& f) {
-    int64_t i = part > 0 ? ROWS : 0, step = part < 0 ? ROWS : 2 * ROWS;
-    for (; i + ROWS <= count; i += step) f(std::integral_constant<int, ROWS>{}, i);
-    if (i < count) what_is_left<ROWS - 1>(count - i, i, f);
-}
-
 template <int N, class T>
 void forward_rows(const T* given, const T* h, const T* weights, const T* bias, T* gates, T* next, int64_t H) {
     for (int64_t j = 0; j < H; j += LANES<T>) {
@@ -60,7 +27,7 @@ void forward_rows(const T* given, const T* h, const T* weights, const T* bias, T
             sums[i][1] = load(given + i * 3 * H + H + j);
             sums[i][2] = load(bias + j);
         }
-        multiply(h, H, weights + 3 * H * j, H, sums);
+        multiply(h, H, 1, weights + 3 * H * j, 3 * LANES<T>, H, sums);
         for (int i = 0; i < N; i++) {
             Vec<T> r = sigmoid(sums[i][0]), z = sigmoid(sums[i][1]), m = sums[i][2];
             Vec<T> n = 2 * sigmoid(2 * (load(given + i * 3 * H + 2 * H + j) + r * m)) - 1;  // tanh
@@ -95,7 +62,7 @@ void backward_rows(const T* grad, const T* gates, const T* h, const T* weights, 
         Vec<T> sums[N][2];
         for (int i = 0; i < N; i++)
             for (int c = 0; c < 2; c++) sums[i][c] = load(later + i * H + j + c * LANES<T>);
-        multiply(d_rzm, 3 * H, weights + 3 * H * j, 3 * H, sums);
+        multiply(d_rzm, 3 * H, 1, weights + 3 * H * j, 2 * LANES<T>, 3 * H, sums);
         for (int i = 0; i < N; i++)
             for (int c = 0; c < 2; c++) store(later + i * H + j + c * LANES<T>, sums[i][c]);
     }
@@ -122,19 +89,22 @@ void forward(const T* given, const T* weights, const T* bias, const int64_t* cou
     }
 }
 
-// grad (P, H): dL/dh. weights (3H, H). Found: d_rzm and d_rzn (P, 3H), and `later` (R, H), dL/dh of the first memory.
+// grad (P, H): dL/dh. weights (3H, H). Found: d_rzn (P, 3H), d_rzm (R + P, 3H), whose rows are those of the memories that
+// were multiplied, with zeros where a sequence ended, and `later` (R, H), dL/dh of the first memory.
 template <class T>
 void backward(const T* grad, const T* gates, const T* memories, const T* weights, const int64_t* counts, int64_t steps,
               int64_t H, int64_t part, T* d_rzm, T* d_rzn, T* later) {
     auto w = packed(weights, 3 * H, H, 2, [&](int64_t g, int c) { return (2 * g + c) * LANES<T>; });
     int64_t row = 0, reached = 0;
     for (int64_t t = 0; t < steps; t++) row += counts[t];
+    if (part <= 0) std::fill_n(d_rzm + (counts[0] + row - counts[steps - 1]) * 3 * H, counts[steps - 1] * 3 * H, T(0));
     for (int64_t t = steps - 1; t >= 0; t--) {
         row -= counts[t];
-        const T* h = memories + (t ? counts[0] + row - counts[t - 1] : 0) * H;
+        const int64_t before = t ? counts[0] + row - counts[t - 1] : 0, ended = t ? counts[t - 1] - counts[t] : 0;
+        if (part <= 0) std::fill_n(d_rzm + (before + counts[t]) * 3 * H, ended * 3 * H, T(0));
         for_rows(counts[t], part, [&](auto n, int64_t i) {
-            int64_t at = row + i;
-            backward_rows<n()>(grad + at * H, gates + at * 4 * H, h + i * H, w.data(), d_rzm + at * 3 * H,
+            const int64_t at = row + i, from = before + i;
+            backward_rows<n()>(grad + at * H, gates + at * 4 * H, memories + from * H, w.data(), d_rzm + from * 3 * H,
                                d_rzn + at * 3 * H, later + i * H, reached - i, H);
         });
         reached = counts[t];

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX512F__)
 constexpr int BYTES = 64;
@@ -91,4 +92,38 @@ static inline Vec<double> exponential(Vec<double> x) {
 template <class V>
 static inline V sigmoid(V x) {
     return 1 / (1 + exponential(-x));
+}
+
+// sums[i][c] += sum_k x_ik w_kc, of numbers x_ik = x[i * by_row + k * by_k] and vectors w_kc at w + k * stride.
+template <int N, int WIDTH, class T>
+static inline void multiply(const T* x, int64_t by_row, int64_t by_k, const T* w, int64_t stride, int64_t K,
+                            Vec<T> (&sums)[N][WIDTH]) {
+    for (int64_t k = 0; k < K; k++) {
+        Vec<T> vectors[WIDTH];
+        for (int c = 0; c < WIDTH; c++) vectors[c] = load(w + k * stride + c * LANES<T>);
+        for (int i = 0; i < N; i++) {
+            Vec<T> value = all(x[i * by_row + k * by_k]);
+            for (int c = 0; c < WIDTH; c++) sums[i][c] += value * vectors[c];
+        }
+    }
+}
+
+// f(count, first), where f is told the count, at most N, when it is compiled.
+template <int N, class F>
+static inline void with_constant(int64_t count, int64_t first, F&& f) {
+    if constexpr (N > 0) {
+        if (count == N)
+            f(std::integral_constant<int, N>{}, first);
+        else
+            with_constant<N - 1>(count, first, f);
+    }
+}
+
+// f(how many, the first of them) until `count` rows are done: those of every second block, from the first or second on,
+// if `part` is 0 or 1, so that two threads do all; of every block, if it is -1.
+template <class F>
+static inline void for_rows(int64_t count, int64_t part, F&& f) {
+    int64_t i = part > 0 ? ROWS : 0, step = part < 0 ? ROWS : 2 * ROWS;
+    for (; i + ROWS <= count; i += step) f(std::integral_constant<int, ROWS>{}, i);
+    with_constant<ROWS - 1>(count - i, i, f);
 }

@@ -1,7 +1,9 @@
-"""Linear layers that use the whole width of a CPU.
+"""Linear layers that use the whole width of a CPU, and both of its cores.
 
-Torch multiplies single-precision matrices by Intel's MKL, which on AMD's processors leaves half of AVX-512 unused; the
-oneDNN that torch also brings does not. `Linear` and `linear` go there where it pays, and are torch's own elsewhere.
+Torch multiplies single-precision matrices by Intel's MKL, which on AMD's processors leaves much of AVX-512 unused. The
+oneDNN that torch also brings does not, but compiles a program for each number of rows, which differs from batch to
+batch: that takes longer than the product. `Linear` and `linear` go to kernels (src/kernels/linear.cpp) where these pay,
+and are torch's own elsewhere.
 """
 
 from functools import cache
@@ -13,9 +15,10 @@ from torch import nn
 from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingImports]
 from torch.autograd.function import once_differentiable
 
+from utils import native
 from utils.aside import both, pays_to_halve
 
-LEAST_PRODUCTS = 2**21  # of a matrix product: with fewer, oneDNN's longer preparation costs more than it saves
+LEAST_PRODUCTS = 2**21  # of a matrix product: with fewer, torch's own are as fast
 
 
 class Linear(nn.Linear):
@@ -33,44 +36,55 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def pays(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether `multiply` is there for x (..., I) and weight (O, I), and faster than torch's own product."""
+    """Whether kernels are there for x (..., I) and weight (O, I), and faster than torch's own product."""
     return (
         x.numel() * len(weight) >= LEAST_PRODUCTS
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        and native.takes(x, weight)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and peek_interpreter_stack() is None  # vmap does not know oneDNN's product
+        and peek_interpreter_stack() is None  # vmap does not know kernels
         and _is_handicapped()
+        and native.is_there()
     )
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x W^T + b by oneDNN, without gradient."""
-    return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
+    """x W^T + b by the kernel, without gradient: x (..., I), weight (O, I), bias (O) -> (..., O)."""
+    O, I = weight.shape
+    rows = x.reshape(-1, I).contiguous()
+    found, half = x.new_empty(len(rows), O), len(rows) // 2
+    weights = weight if weight.is_contiguous() else weight.t().contiguous()
+    strides = (1, I) if weight.is_contiguous() else (O, 1)  # from input to input, and from output to output
+
+    def call(part: slice) -> None:
+        y = found[part]
+        native.call("linear", rows[part], weights, *strides, bias, len(y), I, O, y)
+
+    if pays_to_halve(rows.numel() * O):
+        both(lambda: call(slice(half)), lambda: call(slice(half, None)), rows.numel() * O)
+    else:
+        call(slice(None))
+    return found.view(*x.shape[:-1], O)
 
 
-def _dense(x: torch.Tensor) -> torch.Tensor:
-    """Matrices may be transposed, but on views with gaps oneDNN is a hundred times slower."""
-    return x if x.is_contiguous() or (x.dim() == 2 and x.t().is_contiguous()) else x.contiguous()
-
-
-def multiply_columns(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """y^T x, without gradient, for many rows: y (P, O), x (P, I) -> (O, I)."""
-    work, half = x.numel() * y.shape[1], len(y) // 2
+def gradients(grad: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of weight and bias, grad^T x and grad's sum: grad (P, O), x (P, I) -> (O, I), (O)."""
+    work, half = x.numel() * grad.shape[1], len(x) // 2
     if not pays_to_halve(work):
-        return _multiply_columns(y, x)
-    one, other = both(
-        lambda: _multiply_columns(y[:half], x[:half]), lambda: _multiply_columns(y[half:], x[half:]), work
+        return _gradients(grad, x)
+    (d_weight, d_bias), others = both(
+        lambda: _gradients(grad[:half], x[:half]), lambda: _gradients(grad[half:], x[half:]), work
     )
-    return one.add_(other)
+    return d_weight.add_(others[0]), d_bias.add_(others[1])
 
 
-def _multiply_columns(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    if not pays(x, y.t()):
-        return y.t() @ x
-    # oneDNN is up to twice as fast with the narrower matrix on the left.
-    return multiply(y.t(), x.t()) if y.shape[1] <= x.shape[1] else multiply(x.t(), y.t()).t()
+def _gradients(grad: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if not pays(x, grad.t()):
+        return grad.t() @ x, grad.sum(dim=0)
+    (P, O), I = grad.shape, x.shape[1]
+    d_weight, d_bias = grad.new_empty(O, I), grad.new_empty(O)
+    native.call("linear_gradients", grad.contiguous(), x.contiguous(), P, O, I, d_weight, d_bias)
+    return d_weight, d_bias
 
 
 class _Linear(torch.autograd.Function):
@@ -83,28 +97,15 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
-        rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        rows = grad.reshape(-1, grad.shape[-1])
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-
-        def of_weight() -> torch.Tensor | None:
-            return multiply_columns(rows, inputs) if wants_weight else None
-
-        def others() -> tuple[torch.Tensor | None, torch.Tensor | None]:
-            d_x = linear(rows, weight.t()).view_as(x) if wants_x else None
-            return d_x, rows.sum(dim=0) if wants_bias else None
-
-        d_weight, (d_x, d_bias) = both(of_weight, others, work=inputs.numel() * len(weight))
-        return d_x, d_weight, d_bias
+        d_x = linear(rows, weight.t()).view_as(x) if wants_x else None
+        d_weight, d_bias = gradients(rows, x.reshape(-1, x.shape[-1])) if wants_weight or wants_bias else (None, None)
+        return d_x, d_weight, d_bias if wants_bias else None
 
 
 @cache
 def _is_handicapped() -> bool:
-    """Whether MKL leaves half of this processor's width unused."""
+    """Whether MKL leaves much of this processor's width unused."""
     cpu = Path("/proc/cpuinfo")
-    return (
-        torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and cpu.exists()
-        and "AuthenticAMD" in cpu.read_text()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and cpu.exists() and "AuthenticAMD" in cpu.read_text()

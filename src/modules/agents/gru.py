@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from utils import native
 from utils.aside import both, pays_to_halve
-from utils.linear import linear, multiply_columns
+from utils.linear import gradients, linear
 from utils.shapes import check_shape
 
 
@@ -120,7 +120,7 @@ def _backward(
 ) -> list[Any]:
     """The gradients of inputs, memory and weights, from that of the memory after each row, (P, H)."""
     (P, H), W = grad.shape, memories.shape[1]
-    d_rzm, d_rzn = gates.new_empty(2, P, 3 * W)
+    d_rzn, d_rzm = gates.new_empty(P, 3 * W), gates.new_empty(len(memories), 3 * W)  # d_rzm of each memory
     later = gates.new_empty(counts[0], W)
     weights = native.padded(_widened(weight_hh, W), W)
     of_memories = native.padded(grad, W)
@@ -130,18 +130,15 @@ def _backward(
     if W > H:
         d_rzm, d_rzn = (d.unflatten(1, (3, W))[:, :, :H].flatten(1) for d in (d_rzm, d_rzn))
         memories, later = memories[:, :H], later[:, :H]
-    before = memories[:P] if counts[-1] == counts[0] else torch.cat(_before(memories, counts))
 
-    def of_inputs() -> tuple[torch.Tensor | None, torch.Tensor]:
+    def of_inputs() -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
         d_x = linear(d_rzn, weight_ih.t()).to(x.dtype) if wants_x else None
-        return d_x, multiply_columns(d_rzn, x.to(d_rzn.dtype))
+        return d_x, gradients(d_rzn, x.to(d_rzn.dtype))
 
-    def others() -> list[torch.Tensor]:
-        d_bias, d_bias_m = d_rzn.sum(dim=0), d_rzm[:, 2 * H :].sum(dim=0)
-        return [multiply_columns(d_rzm, before), d_bias, torch.cat([d_bias[: 2 * H], d_bias_m])]
-
-    (d_x, d_weight), d_others = both(of_inputs, others, d_rzn.numel() * x.shape[1])
-    return [d_x, later, d_weight, *d_others]
+    (d_x, (d_weight_ih, d_bias_ih)), (d_weight_hh, d_bias_hh) = both(
+        of_inputs, lambda: gradients(d_rzm, memories), d_rzn.numel() * x.shape[1]
+    )
+    return [d_x, later, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh]
 
 
 def _in_halves(kernel: str, given: tuple, found: tuple, work: int) -> None:
@@ -169,12 +166,6 @@ def _widened(weights: torch.Tensor, W: int) -> torch.Tensor:
     wide = weights.new_zeros(3, W, *weights.shape[1:])
     wide[:, :H] = weights.unflatten(0, (3, H))
     return wide.flatten(0, 1)
-
-
-def _before(memories: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
-    """The memories before every step, of the sequences that reach it."""
-    whole = memories.split([counts[0], *counts])
-    return [memory[:count] for memory, count in zip(whole, counts, strict=False)]
 
 
 # In compiled code the GRU is one operation of unknown content: torch would write out every step of it, and compile for
