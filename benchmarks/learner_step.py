@@ -5,12 +5,12 @@
   python benchmarks/learner_step.py --configs qmix --busy 1 --name learner_step_busy
 
 A peer is a checkout of PyMARL or of EPyMARL, whose QMIX is measured on the same episodes. Each code base runs in a
-process of its own; they take turns, so that all see the same machine, and what counts are ratios. Episodes are full, or
-have realistic lengths: 60 steps times a draw of beta(2, 3), 40% on average, cut after the longest of the batch, as all
-of them do. The limit is what an update's matrix products would take at the speed of large ones (with as many threads,
-so that what is computed aside on a second core counts in full); "launches" is what torch's operations would take if
-none computed anything. With --busy other processes compute all the time, as on a shared machine. Writes NAME.json to
-results/published.
+process of its own; they take turns, so that all see the same machine, and what counts are ratios. Every update is of
+other episodes, drawn in the same order for all. They are full, or have realistic lengths: 60 steps times a draw of
+beta(2, 3), 40% on average, cut after the longest of the batch, as all code bases do. The limit is what an update's
+matrix products would take at the speed of large ones (with as many threads, so that what is computed aside on a second
+core counts in full); "launches" is what torch's operations would take if none computed anything. With --busy other
+processes compute all the time, as on a shared machine. Writes NAME.json to results/published.
 """
 
 import argparse
@@ -30,6 +30,8 @@ SHAPES = {  # agents, observation, state, actions
     "27m_vs_30m": (27, 738, 684, 35),
 }
 EPISODES, LIMIT = 32, 60
+HELD = 4 * EPISODES  # of which each update draws some
+COUNTED = 5  # updates whose products are counted
 SAME = {"agent": "rnn", "rnn_hidden_dim": 64, "batch_size": EPISODES, "use_cuda": False}  # PyMARL's
 
 
@@ -151,15 +153,22 @@ def work(config: str, path: str, shape: str, lengths: str, threads: int, device:
         keep_freed_memory()
     torch.manual_seed(0)
     try:
-        learner, batch = (peers_learner if path else our_learner)(config, shape, lengths, device, Path(path))
-        step(learner, batch, device)  # the first allocates
-        answer = limits(learner, batch, device)
+        learner, episodes = (peers_learner if path else our_learner)(config, shape, lengths, device, Path(path))
+        rng = np.random.default_rng(0)
+        step(learner, draw(episodes, rng), device)  # the first allocates
+        answer = limits(learner, [draw(episodes, rng) for _ in range(COUNTED)], device)
     except Exception as error:  # told to the other side, which goes on with the others
         answer = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(answer), flush=True)
     for line in sys.stdin:
-        times = [step(learner, batch, device) for _ in range(int(line))]
+        times = [step(learner, draw(episodes, rng), device) for _ in range(int(line))]
         print(json.dumps({"ms": 1000 * float(np.median(times))}), flush=True)
+
+
+def draw(episodes, rng: np.random.Generator):
+    """The batch of an update."""
+    batch = episodes[rng.choice(HELD, EPISODES, replace=False).tolist()]
+    return batch[:, : batch.max_t_filled()]
 
 
 def step(learner, batch, device: str) -> float:
@@ -168,11 +177,12 @@ def step(learner, batch, device: str) -> float:
     return seconds(lambda: learner.train(batch, t_env=1, episode_num=1), device)
 
 
-def limits(learner, batch, device: str) -> dict[str, float]:
+def limits(learner, batches: list, device: str) -> dict[str, float]:
     """Milliseconds of an update's matrix products at the speed of large ones, and of launching all that it launches."""
     from limits import count, launch_latency, matrix_peak
 
-    flops, launches = count(lambda: learner.train(batch, t_env=1, episode_num=1))
+    found = [count(lambda batch=batch: learner.train(batch, t_env=1, episode_num=1)) for batch in batches]
+    flops, launches = np.mean(found, axis=0).tolist()
     return {"limit_ms": 1000 * flops / matrix_peak(device), "launch_ms": 1000 * launches * launch_latency(device)}
 
 
@@ -190,14 +200,14 @@ def our_learner(config: str, shape: str, lengths: str, device: str, _path: Path,
     args = extend(args, device=device, unique_token="benchmark", agent_groups=None, **sizes)
     one_hot = {"actions": ("actions_onehot", [OneHot(A)])}
     scheme = make_scheme(N, O, S, A) | {"behaviour": {"vshape": (A,), "group": "agents"}}
-    batch = fill(EpisodeBatch(scheme, {"agents": N}, EPISODES, LIMIT + 1, preprocess=one_hot, device=device), lengths)
+    batch = fill(EpisodeBatch(scheme, {"agents": N}, HELD, LIMIT + 1, preprocess=one_hot, device=device), lengths)
     avail = batch["avail_actions"].float()
     batch.data.transition_data["behaviour"].copy_(avail / avail.sum(-1, keepdim=True).clamp(min=1))
     mac = mac_REGISTRY[args.mac](batch.scheme, {"agents": N}, args)
     learner = learner_REGISTRY[args.learner](mac, batch.scheme, SimpleNamespace(log_stat=lambda *_: None), args)
     if device == "cuda":
         learner.cuda()
-    return learner, batch[:, : batch.max_t_filled()]
+    return learner, batch
 
 
 def peers_learner(config: str, shape: str, lengths: str, device: str, path: Path):
@@ -216,14 +226,14 @@ def peers_learner(config: str, shape: str, lengths: str, device: str, path: Path
     values |= {"n_agents": N, "n_actions": A, "state_shape": S, "obs_shape": O, "device": device}
     args = SimpleNamespace(**values | {"use_cuda": device == "cuda"})
     one_hot = {"actions": ("actions_onehot", [OneHot(out_dim=A)])}
-    batch = EpisodeBatch(make_scheme(N, O, S, A), {"agents": N}, EPISODES, LIMIT + 1, preprocess=one_hot, device=device)
+    batch = EpisodeBatch(make_scheme(N, O, S, A), {"agents": N}, HELD, LIMIT + 1, preprocess=one_hot, device=device)
     fill(batch, lengths)
     mac = mac_REGISTRY[args.mac](batch.scheme, {"agents": N}, args)
     logger = SimpleNamespace(log_stat=lambda *_: None, console_logger=SimpleNamespace(info=lambda *_: None))
     learner = learner_REGISTRY[args.learner](mac, batch.scheme, logger, args)
     if device == "cuda":
         learner.cuda()
-    return learner, batch[:, : batch.max_t_filled()]
+    return learner, batch
 
 
 def make_scheme(N: int, O: int, S: int, A: int) -> dict:
@@ -248,7 +258,7 @@ def fill(batch, lengths: str):
     N, O = fields["obs"].shape[2:]
     A = fields["avail_actions"].shape[-1]
     S = fields["state"].shape[-1]
-    for e in range(EPISODES):
+    for e in range(batch.batch_size):
         steps = LIMIT if lengths == "full" else max(1, round(LIMIT * rng.beta(2, 3)))
         avail = rng.random((1, steps + 1, N, A)) < 0.6
         avail[..., 0] = True

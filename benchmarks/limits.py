@@ -1,6 +1,7 @@
 """What a machine can do at most: speed of large matrix products, memory bandwidth, latency of one launch."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def matrix_peak(device: str) -> float:
     """Floating point operations per second of a large float32 product."""
     a = torch.randn(SIDE, SIDE, device=device)
     ways = [torch.matmul]
-    if device == "cpu" and HAS_ONEDNN:  # the faster one depends on the processor's maker (src/utils/linear.py)
+    if device == "cpu" and HAS_ONEDNN:  # the faster one depends on the processor's maker
         ways.append(lambda a, b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
     return 2 * SIDE**3 / min(seconds(lambda way=way: way(a, a), device) for way in ways * TRIES)
 
@@ -69,11 +70,10 @@ def count(run: Callable[[], object]) -> tuple[int, int]:
     native = sys.modules.get("utils.native")  # of src; other code bases have none
     in_kernels = _Kernels(native.call if native else None)
     counted = patch.object(native, "call", in_kernels) if native else contextlib.nullcontext()
-    mapping = {torch.ops.mkldnn._linear_pointwise: _linear_flops} if HAS_ONEDNN else {}
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)  # with one, target networks are computed in a thread that is not looked at
     try:
-        with FlopCounterMode(display=False, custom_mapping=mapping) as flops, _Launches() as launches, counted:
+        with FlopCounterMode(display=False) as flops, _Launches() as launches, counted:
             run()
     finally:
         torch.set_num_threads(threads)
@@ -92,11 +92,11 @@ class _Kernels:
             self.flops += 2 * arguments[0].numel() * arguments[1].shape[0]
         elif name == "gru_backward":  # (P, W) sums of 3W
             self.flops += 2 * arguments[0].numel() * arguments[3].shape[0]
+        elif name == "linear":  # (P, O) sums of I products
+            self.flops += 2 * math.prod(arguments[5:8])
+        elif name == "linear_gradients":  # (O, I) sums of P
+            self.flops += 2 * math.prod(arguments[2:5])
         self.call(name, *arguments)
-
-
-def _linear_flops(x: torch.Size, weight: torch.Size, *_, **__) -> int:
-    return 2 * x.numel() * weight[0]
 
 
 def seconds(run: Callable[[], object], device: str) -> float:

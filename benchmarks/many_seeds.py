@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from end_to_end import QUIET
 from jobs import ROOT, add_sources, positive, publish
-from learner_step import our_learner, step
+from learner_step import draw, our_learner, step
 
 TASKS = {  # keys behind the environment's own
     "matrix_games": {},
@@ -78,7 +78,8 @@ def measure_updates(args, config: str, shape: str, agent: str) -> dict[str, list
     def plain():
         return our_learner(config, shape, "realistic", args.device, ROOT, agent=agent)
 
-    alone, batch = plain()
+    alone, episodes = plain()
+    batch = draw(episodes, np.random.default_rng(0))
     measured = {"alone": lambda: step(alone, batch, args.device)}
     for n in args.seeds:
         many, whole = ManySeeds([plain()[0] for _ in range(n)]), joined([batch] * n)

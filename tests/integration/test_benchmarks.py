@@ -298,13 +298,15 @@ def test_what_is_computed_aside_counts(module):
         torch.set_num_threads(threads)
 
 
-def test_products_of_onednn_count(module):
-    limits = module("limits")
-    if not limits.HAS_ONEDNN:
-        pytest.skip("this torch has no product by oneDNN")
-    x, weight = torch.ones(2, 3, 5), torch.ones(7, 5)
-    flops, _ = limits.count(lambda: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
-    assert flops == 2 * (2 * 3) * 5 * 7
+def test_products_of_kernels_count(module, monkeypatch):
+    linear = importlib.import_module("utils.linear")
+    if not importlib.import_module("utils.native").is_there():
+        pytest.skip("no kernels here")
+    monkeypatch.setattr(linear, "LEAST_PRODUCTS", 0)
+    monkeypatch.setattr(linear, "_is_handicapped", lambda: True)
+    x, weight = torch.ones(2, 3, 5), torch.ones(7, 5, requires_grad=True)
+    products = (2 * 3) * 5 * 7
+    assert module("limits").count(lambda: linear.linear(x, weight).sum().backward())[0] == 2 * 2 * products
 
 
 def test_a_small_task_end_to_end(table_of, module, monkeypatch):
