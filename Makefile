@@ -88,6 +88,7 @@ bench: setup  ## speed, memory and start-up in about fifteen minutes (DEVICE=cud
 	$(RUN) benchmarks/learner_step.py --configs qmix greedy_qmix vdn --rounds 3 --updates 3 --device $(DEVICE) $(PEERS)
 	$(RUN) benchmarks/learner_step.py --name learner_step_all --shapes 3m --lengths realistic --rounds 3 --updates 3 \
 		--device $(DEVICE)
+	$(RUN) benchmarks/linear.py
 	$(RUN) benchmarks/rollout.py --seconds 0.3 --device $(DEVICE)
 	$(RUN) benchmarks/end_to_end.py --device $(DEVICE) $(PEERS)
 	$(RUN) benchmarks/memory.py --device $(DEVICE)

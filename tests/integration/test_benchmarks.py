@@ -284,6 +284,11 @@ def test_learner_step(table_of):
     assert positive(row, "ms", "limit_ms", "launch_ms")
 
 
+def test_linear(table_of):
+    for row in table_of("linear", "--rows", "100", "--tries", "2").values():
+        assert positive(row, "torch, same", "torch, other", "limit_ms")
+
+
 def test_what_is_computed_aside_counts(module):
     """The counters see one thread, as does torch here: no target network is left out."""
     count = module("limits").count
