@@ -90,11 +90,11 @@ def _kernel(product: str, x, grad, weight, bias) -> None:
 
     P, (O, I) = len(x), weight.shape
     if product == "values":
-        native.call("linear", x, weight, 1, I, bias, P, I, O, x.new_empty(P, O))
+        native.call("linear", x, weight, 1, I, bias, P, I, O, 1, x.new_empty(P, O))
     elif product == "gradient of inputs":
-        native.call("linear", grad, weight, I, 1, None, P, O, I, x.new_empty(P, I))
+        native.call("linear", grad, weight, I, 1, None, P, O, I, 1, x.new_empty(P, I))
     else:
-        native.call("linear_gradients", grad, x, P, O, I, x.new_empty(O, I), x.new_empty(O))
+        native.call("linear_gradients", grad, x, P, O, I, 1, x.new_empty(O, I), x.new_empty(O))
 
 
 def _torch(product: str, x, grad, weight, bias) -> None:

@@ -2,6 +2,7 @@
 // (objectives/available.py). q (P, A), avail (P, A), 0 where an action is not available.
 #include <limits>
 
+#include "halves.h"
 #include "vectors.h"
 
 namespace {
@@ -142,24 +143,35 @@ void policies_backward(Rows<T> of_out, T t, const T* grad, T* d_q) {
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                                              \
-    extern "C" void best_action_##NAME(const T* q, const uint8_t* avail, int64_t P, int64_t A, int64_t* out) {      \
-        best(Rows<T>(q, avail, P, A), out);                                                                                   \
+    extern "C" void best_action_##NAME(const T* q, const uint8_t* avail, int64_t P, int64_t A, int64_t cores,        \
+                                       int64_t* out) {                                                               \
+        for_range(cores, P, [&](int64_t p, int64_t last) {                                                           \
+            best(Rows<T>(q + p * A, avail + p * A, last - p, A), out + p);                                           \
+        });                                                                                                          \
     }                                                                                                                \
-    extern "C" void logsumexp_forward_##NAME(const T* q, const uint8_t* avail, const T* t, int64_t P, int64_t A,    \
-                                             T* out) {                                                               \
-        sums(Rows<T>(q, avail, P, A), *t, out);                                                                                \
+    extern "C" void logsumexp_forward_##NAME(const T* q, const uint8_t* avail, const T* t, int64_t P, int64_t A,     \
+                                             int64_t cores, T* out) {                                                \
+        for_range(cores, P, [&](int64_t p, int64_t last) {                                                           \
+            sums(Rows<T>(q + p * A, avail + p * A, last - p, A), *t, out + p);                                       \
+        });                                                                                                          \
     }                                                                                                                \
-    extern "C" void logsumexp_backward_##NAME(const T* q, const uint8_t* avail, const T* t, const T* out,           \
-                                              const T* grad, int64_t P, int64_t A, T* d_q) {                         \
-        sums_backward(Rows<T>(q, avail, P, A), *t, out, grad, d_q);                                                            \
+    extern "C" void logsumexp_backward_##NAME(const T* q, const uint8_t* avail, const T* t, const T* out,            \
+                                              const T* grad, int64_t P, int64_t A, int64_t cores, T* d_q) {          \
+        for_range(cores, P, [&](int64_t p, int64_t last) {                                                           \
+            sums_backward(Rows<T>(q + p * A, avail + p * A, last - p, A), *t, out + p, grad + p, d_q + p * A);       \
+        });                                                                                                          \
     }                                                                                                                \
-    extern "C" void log_softmax_forward_##NAME(const T* q, const uint8_t* avail, const T* t, int64_t P, int64_t A,  \
-                                               T* out) {                                                             \
-        policies(Rows<T>(q, avail, P, A), *t, out);                                                                            \
+    extern "C" void log_softmax_forward_##NAME(const T* q, const uint8_t* avail, const T* t, int64_t P, int64_t A,   \
+                                               int64_t cores, T* out) {                                              \
+        for_range(cores, P, [&](int64_t p, int64_t last) {                                                           \
+            policies(Rows<T>(q + p * A, avail + p * A, last - p, A), *t, out + p * A);                               \
+        });                                                                                                          \
     }                                                                                                                \
-    extern "C" void log_softmax_backward_##NAME(const T* out, const uint8_t* avail, const T* t, const T* grad,      \
-                                                int64_t P, int64_t A, T* d_q) {                                      \
-        policies_backward(Rows<T>(out, avail, P, A), *t, grad, d_q);                                                           \
+    extern "C" void log_softmax_backward_##NAME(const T* out, const uint8_t* avail, const T* t, const T* grad,       \
+                                                int64_t P, int64_t A, int64_t cores, T* d_q) {                       \
+        for_range(cores, P, [&](int64_t p, int64_t last) {                                                           \
+            policies_backward(Rows<T>(out + p * A, avail + p * A, last - p, A), *t, grad + p * A, d_q + p * A);      \
+        });                                                                                                          \
     }
 
 EXPORT(float, float32)

@@ -1,6 +1,7 @@
 // A GRU over packed sequences, forward and back. modules/agents/gru.py has the equations and the legend.
 #include <vector>
 
+#include "halves.h"
 #include "vectors.h"
 
 namespace {
@@ -73,55 +74,61 @@ void backward_rows(const T* grad, const T* gates, const T* h, const T* weights, 
 // written there, if it is not null. H is a multiple of 2 LANES.
 template <class T>
 void forward(const T* given, const T* weights, const T* bias, const int64_t* counts, int64_t steps, int64_t H,
-             int64_t part, T* memories, T* gates) {
+             int64_t cores, T* memories, T* gates) {
     auto w = packed(weights, H, 3 * H, 3, [&](int64_t g, int c) { return c * H + g * LANES<T>; });
-    const T* h = memories;
-    T* next = memories + counts[0] * H;
-    for (int64_t t = 0; t < steps; t++) {
-        for_rows(counts[t], part, [&](auto n, int64_t i) {
-            forward_rows<n()>(given + i * 3 * H, h + i * H, w.data(), bias, gates ? gates + i * 4 * H : nullptr,
-                              next + i * H, H);
-        });
-        given += counts[t] * 3 * H;
-        if (gates) gates += counts[t] * 4 * H;
-        h = next;
-        next += counts[t] * H;
-    }
+    in_parts(cores, [&](int part) {
+        int64_t row = 0, before = 0, next = counts[0];
+        for (int64_t t = 0; t < steps; t++) {
+            for_rows(counts[t], part, [&](auto n, int64_t i) {
+                const int64_t at = row + i;
+                forward_rows<n()>(given + at * 3 * H, memories + (before + i) * H, w.data(), bias,
+                                  gates ? gates + at * 4 * H : nullptr, memories + (next + i) * H, H);
+            });
+            row += counts[t];
+            before = next;
+            next += counts[t];
+        }
+    });
 }
 
 // grad (P, H): dL/dh. weights (3H, H). Found: d_rzn (P, 3H), d_rzm (R + P, 3H), whose rows are those of the memories that
 // were multiplied, with zeros where a sequence ended, and `later` (R, H), dL/dh of the first memory.
 template <class T>
 void backward(const T* grad, const T* gates, const T* memories, const T* weights, const int64_t* counts, int64_t steps,
-              int64_t H, int64_t part, T* d_rzm, T* d_rzn, T* later) {
+              int64_t H, int64_t cores, T* d_rzm, T* d_rzn, T* later) {
     auto w = packed(weights, 3 * H, H, 2, [&](int64_t g, int c) { return (2 * g + c) * LANES<T>; });
-    int64_t row = 0, reached = 0;
-    for (int64_t t = 0; t < steps; t++) row += counts[t];
-    if (part <= 0) std::fill_n(d_rzm + (counts[0] + row - counts[steps - 1]) * 3 * H, counts[steps - 1] * 3 * H, T(0));
-    for (int64_t t = steps - 1; t >= 0; t--) {
-        row -= counts[t];
-        const int64_t before = t ? counts[0] + row - counts[t - 1] : 0, ended = t ? counts[t - 1] - counts[t] : 0;
-        if (part <= 0) std::fill_n(d_rzm + (before + counts[t]) * 3 * H, ended * 3 * H, T(0));
-        for_rows(counts[t], part, [&](auto n, int64_t i) {
-            const int64_t at = row + i, from = before + i;
-            backward_rows<n()>(grad + at * H, gates + at * 4 * H, memories + from * H, w.data(), d_rzm + from * 3 * H,
-                               d_rzn + at * 3 * H, later + i * H, reached - i, H);
-        });
-        reached = counts[t];
-    }
+    in_parts(cores, [&](int part) {
+        int64_t row = 0, reached = 0;
+        for (int64_t t = 0; t < steps; t++) row += counts[t];
+        auto nothing = [&](int64_t from, int64_t rows) {
+            if (part <= 0) std::fill_n(d_rzm + from * 3 * H, rows * 3 * H, T(0));
+        };
+        nothing(counts[0] + row - counts[steps - 1], counts[steps - 1]);
+        for (int64_t t = steps - 1; t >= 0; t--) {
+            row -= counts[t];
+            const int64_t before = t ? counts[0] + row - counts[t - 1] : 0;
+            if (t) nothing(before + counts[t], counts[t - 1] - counts[t]);
+            for_rows(counts[t], part, [&](auto n, int64_t i) {
+                const int64_t at = row + i, from = before + i;
+                backward_rows<n()>(grad + at * H, gates + at * 4 * H, memories + from * H, w.data(),
+                                   d_rzm + from * 3 * H, d_rzn + at * 3 * H, later + i * H, reached - i, H);
+            });
+            reached = counts[t];
+        }
+    });
 }
 
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                                              \
     extern "C" void gru_forward_##NAME(const T* given, const T* weights, const T* bias, const int64_t* counts,      \
-                                       int64_t steps, int64_t H, int64_t part, T* memories, T* gates) {             \
-        forward(given, weights, bias, counts, steps, H, part, memories, gates);                                     \
+                                       int64_t steps, int64_t H, int64_t cores, T* memories, T* gates) {             \
+        forward(given, weights, bias, counts, steps, H, cores, memories, gates);                                     \
     }                                                                                                                \
     extern "C" void gru_backward_##NAME(const T* grad, const T* gates, const T* memories, const T* weights,         \
-                                        const int64_t* counts, int64_t steps, int64_t H, int64_t part, T* d_rzm,    \
+                                        const int64_t* counts, int64_t steps, int64_t H, int64_t cores, T* d_rzm,    \
                                         T* d_rzn, T* later) {                                                        \
-        backward(grad, gates, memories, weights, counts, steps, H, part, d_rzm, d_rzn, later);                      \
+        backward(grad, gates, memories, weights, counts, steps, H, cores, d_rzm, d_rzn, later);                      \
     }
 
 EXPORT(float, float32)

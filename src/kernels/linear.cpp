@@ -1,6 +1,7 @@
 // Linear layers of many rows, and the gradients of their weights (utils/linear.py).
 #include <vector>
 
+#include "halves.h"
 #include "vectors.h"
 
 namespace {
@@ -28,7 +29,7 @@ inline int64_t vectors(int64_t columns) {
 // y (P, O) = x (P, I) w + bias (O), with w_io = weights[i * by_input + o * by_output]; bias may be null.
 template <class T>
 void forward(const T* x, const T* weights, int64_t by_input, int64_t by_output, const T* bias, int64_t P, int64_t I,
-             int64_t O, T* y) {
+             int64_t O, int64_t cores, T* y) {
     const int64_t V = vectors<T>(O);
     std::vector<T> packed(V * LANES<T> * I), padded(V * LANES<T>);  // groups of vectors, in the order of their use
     if (bias) std::copy_n(bias, O, padded.data());
@@ -38,7 +39,7 @@ void forward(const T* x, const T* weights, int64_t by_input, int64_t by_output, 
         for (int64_t i = 0; i < I; i++, to += width * LANES<T>)
             for (int64_t o = 0; o < columns; o++) to[o] = weights[i * by_input + (first + o) * by_output];
     });
-    for_rows(P, -1, [&](auto rows, int64_t p) {
+    auto some = [&](auto rows, int64_t p) {
         for_vectors(V, [&](auto width, int64_t v) {
             Vec<T> sums[rows()][width()];
             for (int c = 0; c < width; c++) {
@@ -56,15 +57,17 @@ void forward(const T* x, const T* weights, int64_t by_input, int64_t by_output, 
                         std::memcpy(to, &sums[r][c], left * sizeof(T));
                 }
         });
+    };
+    for_range(cores, P, [&](int64_t first, int64_t last) {
+        for_rows(last - first, -1, [&](auto rows, int64_t p) { some(rows, first + p); });
     });
 }
 
-// Of rows y (P, O) and x (P, I): products (O, I) = y^T x, and totals (O), y's sum.
+// Of rows y (P, O) and x (P, I): y^T x is added to found (O, V LANES), and y's sum to totals (O).
 template <class T>
-void gradients(const T* y, const T* x, int64_t P, int64_t O, int64_t I, T* products, T* totals) {
+void add_gradients(const T* y, const T* x, int64_t P, int64_t O, int64_t I, T* found, T* totals) {
     const int64_t V = vectors<T>(I), whole = I / LANES<T>;
-    std::vector<T> found(O * V * LANES<T>), tail(CHUNK * LANES<T>);
-    std::memset(totals, 0, O * sizeof(T));
+    std::vector<T> tail(CHUNK * LANES<T>);
     for (int64_t first = 0; first < P; first += CHUNK, y += CHUNK * O, x += CHUNK * I) {
         const int64_t rows = std::min(CHUNK, P - first);
         for (int64_t r = 0; r < rows; r++)
@@ -72,7 +75,7 @@ void gradients(const T* y, const T* x, int64_t P, int64_t O, int64_t I, T* produ
         auto add = [&](auto width, int64_t v, const T* from, int64_t stride) {
             for_rows(O, -1, [&](auto n, int64_t o) {
                 Vec<T> sums[n()][width()];
-                T* to = found.data() + o * V * LANES<T> + v * LANES<T>;
+                T* to = found + o * V * LANES<T> + v * LANES<T>;
                 for (int i = 0; i < n; i++)
                     for (int c = 0; c < width; c++) sums[i][c] = load(to + i * V * LANES<T> + c * LANES<T>);
                 multiply(y + o, 1, O, from, stride, rows, sums);
@@ -87,19 +90,33 @@ void gradients(const T* y, const T* x, int64_t P, int64_t O, int64_t I, T* produ
             add(std::integral_constant<int, 1>{}, whole, tail.data(), LANES<T>);
         }
     }
-    for (int64_t o = 0; o < O; o++) std::copy_n(found.data() + o * V * LANES<T>, I, products + o * I);
+}
+
+// products (O, I) = y^T x and totals (O), y's sum: of two halves of the rows, so that they are the same on every machine.
+template <class T>
+void gradients(const T* y, const T* x, int64_t P, int64_t O, int64_t I, int64_t cores, T* products, T* totals) {
+    const int64_t stride = vectors<T>(I) * LANES<T>, half = P / 2;
+    std::vector<T> found(2 * O * stride), sums(2 * O);
+    in_halves(cores, [&](int part) {
+        const int64_t first = part ? half : 0, rows = part ? P - half : half;
+        add_gradients(y + first * O, x + first * I, rows, O, I, found.data() + part * O * stride, sums.data() + part * O);
+    });
+    for (int64_t o = 0; o < O; o++) {
+        totals[o] = sums[o] + sums[O + o];
+        for (int64_t i = 0; i < I; i++) products[o * I + i] = found[o * stride + i] + found[(O + o) * stride + i];
+    }
 }
 
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                                              \
     extern "C" void linear_##NAME(const T* x, const T* weights, int64_t by_input, int64_t by_output, const T* bias, \
-                                  int64_t P, int64_t I, int64_t O, T* y) {                                           \
-        forward(x, weights, by_input, by_output, bias, P, I, O, y);                                                  \
+                                  int64_t P, int64_t I, int64_t O, int64_t cores, T* y) {                            \
+        forward(x, weights, by_input, by_output, bias, P, I, O, cores, y);                                           \
     }                                                                                                                \
-    extern "C" void linear_gradients_##NAME(const T* y, const T* x, int64_t P, int64_t O, int64_t I, T* products,   \
-                                            T* totals) {                                                             \
-        gradients(y, x, P, O, I, products, totals);                                                                  \
+    extern "C" void linear_gradients_##NAME(const T* y, const T* x, int64_t P, int64_t O, int64_t I, int64_t cores, \
+                                            T* products, T* totals) {                                                \
+        gradients(y, x, P, O, I, cores, products, totals);                                                           \
     }
 
 EXPORT(float, float32)

@@ -1,4 +1,5 @@
 // The second layer of QMIX's mixer for every action of every agent, forward and back (modules/mixers/qmix.py).
+#include "halves.h"
 #include "vectors.h"
 
 namespace {
@@ -46,15 +47,22 @@ void backward(const T* q, const T* others, const T* w1, const T* w2, const T* gr
 
 }  // namespace
 
-#define EXPORT(T, NAME)                                                                                               \
+#define EXPORT(T, NAME)                                                                                              \
     extern "C" void second_layer_forward_##NAME(const T* q, const T* others, const T* w1, const T* w2, int64_t P,    \
-                                                int64_t N, int64_t A, int64_t E, T* out) {                           \
-        forward(q, others, w1, w2, P, N, A, E, out);                                                                  \
-    }                                                                                                                 \
+                                                int64_t N, int64_t A, int64_t E, int64_t cores, T* out) {            \
+        for_range(cores, P, [&](int64_t p, int64_t last) {                                                           \
+            const int64_t a = p * N * A, e = p * N * E;                                                              \
+            forward(q + a, others + e, w1 + e, w2 + p * E, last - p, N, A, E, out + a);                              \
+        });                                                                                                          \
+    }                                                                                                                \
     extern "C" void second_layer_backward_##NAME(const T* q, const T* others, const T* w1, const T* w2,              \
-                                                 const T* grad, int64_t P, int64_t N, int64_t A, int64_t E, T* d_q,  \
-                                                 T* d_others, T* d_w1, T* d_w2) {                                    \
-        backward(q, others, w1, w2, grad, P, N, A, E, d_q, d_others, d_w1, d_w2);                                     \
+                                                 const T* grad, int64_t P, int64_t N, int64_t A, int64_t E,          \
+                                                 int64_t cores, T* d_q, T* d_others, T* d_w1, T* d_w2) {             \
+        for_range(cores, P, [&](int64_t p, int64_t last) {                                                           \
+            const int64_t a = p * N * A, e = p * N * E;                                                              \
+            backward(q + a, others + e, w1 + e, w2 + p * E, grad + a, last - p, N, A, E, d_q + a, d_others + e,      \
+                     d_w1 + e, d_w2 + p * E);                                                                        \
+        });                                                                                                          \
     }
 
 EXPORT(float, float32)

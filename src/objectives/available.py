@@ -11,7 +11,10 @@ from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[report
 from torch.autograd.function import once_differentiable
 
 from utils import native
+from utils.aside import cores_for
 from utils.shapes import check_same_shape
+
+EXPONENTIAL = 16  # multiplications that take as long as one
 
 
 def best_action(q: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:
@@ -25,7 +28,7 @@ def best_action(q: torch.Tensor, avail: torch.Tensor) -> torch.Tensor:
     if not _kernels_take(q):
         return q.masked_fill(avail == 0, -torch.inf).argmax(dim=-1, keepdim=True)
     found = torch.empty(*q.shape[:-1], 1, dtype=torch.int64)
-    native.call("best_action", *_rows(q, avail), found.numel(), q.shape[-1], found)
+    native.call("best_action", *_rows(q, avail), *_sizes(q), found)
     return found
 
 
@@ -61,7 +64,7 @@ class _LogSumExp(torch.autograd.Function):
     def forward(ctx, q, avail, temperature):
         given = (*_rows(q, avail), temperature)
         found = q.new_empty(q.shape[:-1])
-        native.call("logsumexp_forward", *given, found.numel(), q.shape[-1], found)
+        native.call("logsumexp_forward", *given, *_sizes(q), found)
         ctx.save_for_backward(*given, found)
         return found
 
@@ -70,7 +73,7 @@ class _LogSumExp(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         given = ctx.saved_tensors
         d_q = torch.empty_like(given[0])
-        native.call("logsumexp_backward", *given, grad.contiguous(), grad.numel(), d_q.shape[-1], d_q)
+        native.call("logsumexp_backward", *given, grad.contiguous(), *_sizes(d_q), d_q)
         return d_q, None, None
 
 
@@ -79,7 +82,7 @@ class _LogSoftmax(torch.autograd.Function):
     def forward(ctx, q, avail, temperature):
         q, avail = _rows(q, avail)
         found = torch.empty_like(q)
-        native.call("log_softmax_forward", q, avail, temperature, q.shape[:-1].numel(), q.shape[-1], found)
+        native.call("log_softmax_forward", q, avail, temperature, *_sizes(q), found)
         ctx.save_for_backward(found, avail, temperature)
         return found
 
@@ -88,8 +91,7 @@ class _LogSoftmax(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         given = ctx.saved_tensors
         d_q = torch.empty_like(grad, memory_format=torch.contiguous_format)
-        sizes = (grad.shape[:-1].numel(), grad.shape[-1])
-        native.call("log_softmax_backward", *given, grad.contiguous(), *sizes, d_q)
+        native.call("log_softmax_backward", *given, grad.contiguous(), *_sizes(d_q), d_q)
         return d_q, None, None
 
 
@@ -102,3 +104,8 @@ def _kernels_take(q: torch.Tensor) -> bool:
 
 def _rows(q: torch.Tensor, avail: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return q.contiguous(), (avail != 0 if avail.is_floating_point() else avail).to(torch.uint8).contiguous()
+
+
+def _sizes(q: torch.Tensor) -> tuple[int, int, int]:
+    """Rows, actions, and how many cores are for them."""
+    return q.shape[:-1].numel(), q.shape[-1], cores_for(EXPONENTIAL * q.numel())

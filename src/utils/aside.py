@@ -1,7 +1,8 @@
-"""A second core for an update: a thread for networks that need no gradient, and for halves of large operations.
+"""A second core for an update: a thread for networks that need no gradient, and for halves of kernels.
 
 That is for a CPU on which torch has one thread, as it has for networks of usual size (`torch_threads`): torch's
-operations and kernels release Python's lock, so two threads of Python's use two cores.
+operations and kernels release Python's lock, so two threads of Python's use two cores. While only one of them computes,
+its kernels have the other core (src/kernels/halves.h).
 """
 
 import os
@@ -17,12 +18,9 @@ import torch
 from utils.shapes import may_look_at
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 LEAST_ROWS = 3000  # seen: 2,300 are as fast at once, 5,700 faster aside
-LEAST_WORK = (
-    2**23
-)  # multiplications of an operation, a tenth of a millisecond: to wait for a thread takes a third of it
+LEAST_WORK = 2**20  # multiplications of a kernel, some ten microseconds
 _allowed = True
 
 
@@ -45,18 +43,9 @@ def aside(compute: Callable[[], T], rows: torch.Tensor) -> Callable[[], T]:
     return lambda: result
 
 
-def both(one: Callable[[], T], other: Callable[[], U], work: int) -> tuple[T, U]:
-    """What both compute without gradients, at the same time if their multiplications, `work`, are worth it."""
-    with torch.no_grad():
-        if not pays_to_halve(work):
-            return one(), other()
-        wait = _two_threads(os.getpid()).begin(torch.no_grad()(other))
-        return one(), wait()
-
-
-def pays_to_halve(work: int) -> bool:
-    """Whether there is a core for half of an operation with so many multiplications, and it is worth waiting for."""
-    return work >= LEAST_WORK and _has_second_core()
+def cores_for(work: int) -> int:
+    """Cores for a kernel with so many multiplications: 2 if it is worth it and nobody else computes, else 1."""
+    return 2 if work >= LEAST_WORK and _has_second_core() and _two_threads(os.getpid()).computing == 1 else 1
 
 
 def _has_second_core() -> bool:
@@ -72,6 +61,7 @@ class _TwoThreads:
     def __init__(self, name: str):
         self.begun = Condition()  # or done
         self.tasks: deque[tuple[Future, Callable[[], Any]]] = deque()
+        self.computing = 2  # of the two, how many do not wait
         Thread(target=self._serve, name=name, daemon=True).start()
 
     def begin(self, compute: Callable[[], T]) -> Callable[[], T]:
@@ -93,7 +83,9 @@ class _TwoThreads:
     def _work(self, until: Callable[[], bool]) -> None:
         while True:
             with self.begun:
+                self.computing -= 1
                 self.begun.wait_for(lambda: until() or self.tasks)
+                self.computing += 1
                 if until():
                     return
                 task, compute = self.tasks.pop()

@@ -16,7 +16,7 @@ from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[report
 from torch.autograd.function import once_differentiable
 
 from utils import native
-from utils.aside import both, pays_to_halve
+from utils.aside import cores_for
 
 LEAST_PRODUCTS = 2**21  # of a matrix product: with fewer, torch's own are as fast
 
@@ -52,38 +52,22 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = 
     """x W^T + b by the kernel, without gradient: x (..., I), weight (O, I), bias (O) -> (..., O)."""
     O, I = weight.shape
     rows = x.reshape(-1, I).contiguous()
-    found, half = x.new_empty(len(rows), O), len(rows) // 2
+    found = x.new_empty(len(rows), O)
     weights = weight if weight.is_contiguous() else weight.t().contiguous()
     strides = (1, I) if weight.is_contiguous() else (O, 1)  # from input to input, and from output to output
-
-    def call(part: slice) -> None:
-        y = found[part]
-        native.call("linear", rows[part], weights, *strides, bias, len(y), I, O, y)
-
-    if pays_to_halve(rows.numel() * O):
-        both(lambda: call(slice(half)), lambda: call(slice(half, None)), rows.numel() * O)
-    else:
-        call(slice(None))
+    cores = cores_for(rows.numel() * O)
+    native.call("linear", rows, weights, *strides, bias, len(rows), I, O, cores, found)
     return found.view(*x.shape[:-1], O)
 
 
 def gradients(grad: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of weight and bias, grad^T x and grad's sum: grad (P, O), x (P, I) -> (O, I), (O)."""
-    work, half = x.numel() * grad.shape[1], len(x) // 2
-    if not pays_to_halve(work):
-        return _gradients(grad, x)
-    (d_weight, d_bias), others = both(
-        lambda: _gradients(grad[:half], x[:half]), lambda: _gradients(grad[half:], x[half:]), work
-    )
-    return d_weight.add_(others[0]), d_bias.add_(others[1])
-
-
-def _gradients(grad: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if not pays(x, grad.t()):
         return grad.t() @ x, grad.sum(dim=0)
     (P, O), I = grad.shape, x.shape[1]
     d_weight, d_bias = grad.new_empty(O, I), grad.new_empty(O)
-    native.call("linear_gradients", grad.contiguous(), x.contiguous(), P, O, I, d_weight, d_bias)
+    cores = cores_for(P * O * I)
+    native.call("linear_gradients", grad.contiguous(), x.contiguous(), P, O, I, cores, d_weight, d_bias)
     return d_weight, d_bias
 
 

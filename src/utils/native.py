@@ -22,7 +22,7 @@ import torch.nn.functional as F
 SOURCES = Path(__file__).resolve().parents[1] / "kernels"
 BUILT = SOURCES / "built"  # what was compiled ahead of time
 CACHE = Path("~/.cache/greed_is_good/kernels")
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-Wno-psabi")
 VECTOR = 16  # numbers: kernels want rows of whole vectors, and no processor's are longer
 PROCESSORS = {  # as torch calls them, and what the compiler is told
     "AVX512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),

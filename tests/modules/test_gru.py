@@ -103,16 +103,13 @@ def test_two_halves_of_the_sequences_are_the_whole(dtype, monkeypatch):
     x, hidden = torch.randn(sum(counts), 8, dtype=dtype), torch.randn(41, 32, dtype=dtype)
     direction = torch.randn(sum(counts), 32, dtype=dtype)
     given = (x.requires_grad_(), hidden.requires_grad_(), *cell.parameters())
-    called, call = [], native.call
-    monkeypatch.setattr(native, "call", lambda *arguments: (called.append(arguments[0]), call(*arguments)))
     results = []
     for least in (2**60, 0):
         monkeypatch.setattr("utils.aside.LEAST_WORK", least)
         found = run_gru(x, hidden, cell, counts)
         results.append([found, *torch.autograd.grad(found, given, direction)])
-    assert called == ["gru_forward", "gru_backward", *["gru_forward"] * 2, *["gru_backward"] * 2]
     for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other)
+        assert torch.equal(one, other)
 
 
 @kernels

@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import run
-from utils.aside import LEAST_ROWS, LEAST_WORK, allow_aside, aside, both
+from utils.aside import LEAST_ROWS, LEAST_WORK, allow_aside, aside, cores_for
 
 ROWS = torch.zeros(LEAST_ROWS)
 
@@ -46,54 +47,39 @@ def test_who_waits_does_what_has_not_begun():
     go_on = threading.Event()
     wait = begun_aside(lambda: go_on.wait(10.0))
     assert aside(threading.get_ident, ROWS)() == threading.get_ident()
-    assert both(threading.get_ident, threading.get_ident, LEAST_WORK) == (threading.get_ident(),) * 2
     go_on.set()
     assert wait()
 
 
-def test_both_halves_are_computed_at_once_where_they_are_worth_it(threads):
-    meet = threading.Barrier(2, timeout=10.0)
-
-    def half(x):
-        if threads == 1:
-            meet.wait()  # as only two threads can
-        return threading.get_ident(), x * 2, x.requires_grad and (x * 2).requires_grad
-
-    x = torch.ones(2, requires_grad=True)
-    (here, one, kept), (there, other, kept_there) = both(lambda: half(x), lambda: half(x + 1), LEAST_WORK)
-    assert here == threading.get_ident()
-    assert (there != here) == (threads == 1)
-    assert one.tolist() == [2.0, 2.0]
-    assert other.tolist() == [4.0, 4.0]
-    assert not kept
-    assert not kept_there
-    assert torch.is_grad_enabled()
-    small = both(threading.get_ident, threading.get_ident, LEAST_WORK - 1)
-    assert small == (threading.get_ident(),) * 2
+def test_kernels_have_a_core_that_nobody_else_computes_on(threads):
+    aside(lambda: None, ROWS)()  # the thread is there, and waits
+    wanted = 2 if threads == 1 else 1
+    deadline = time.monotonic() + 10
+    while cores_for(LEAST_WORK) != wanted and time.monotonic() < deadline:  # it is on its way to wait
+        time.sleep(0.01)
+    assert cores_for(LEAST_WORK) == wanted
+    assert cores_for(LEAST_WORK - 1) == 1
+    if threads == 1:
+        go_on = threading.Event()
+        wait = begun_aside(lambda: (go_on.wait(10.0), cores_for(LEAST_WORK))[1])
+        assert cores_for(LEAST_WORK) == 1
+        threading.Timer(0.2, go_on.set).start()
+        assert wait() == 2  # as who waits does not compute
     allow_aside(False)
-    assert both(threading.get_ident, threading.get_ident, LEAST_WORK) == small
+    assert cores_for(LEAST_WORK) == 1
 
 
 @pytest.mark.usefixtures("threads")
-def test_halves_of_halves_of_what_is_aside_are_all_computed():
+def test_what_is_aside_within_what_is_aside_is_all_computed():
     def total(first, last):
         if last - first == 1:
             return first
         middle = (first + last) // 2
-        return sum(both(lambda: total(first, middle), lambda: total(middle, last), LEAST_WORK))
+        wait = aside(lambda: total(middle, last), ROWS)
+        return total(first, middle) + wait()
 
     wait = aside(lambda: total(0, 64), ROWS)
     assert total(64, 128) + wait() == sum(range(128))
-
-
-@pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("which", [0, 1])
-def test_an_error_in_either_half_is_raised(which):
-    halves = [lambda: 1, lambda: 1]
-    halves[which] = lambda: 1 // 0
-    with pytest.raises(ZeroDivisionError):
-        both(*halves, LEAST_WORK)
-    assert both(lambda: 1, lambda: 2, LEAST_WORK) == (1, 2)
 
 
 def test_little_is_computed_at_once(threads):

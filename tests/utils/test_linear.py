@@ -33,7 +33,7 @@ def test_gradients_by_hand():
     """x = (1, 2), (3, 4) and a gradient of (1, 0, -1), (2, 1, 0): 2 * 3 + 1 * 1 = 7 is the first weight's."""
     grad, x = torch.tensor([[1.0, 0.0, -1.0], [2.0, 1.0, 0.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     d_weight, d_bias = torch.empty(3, 2), torch.empty(3)
-    native.call("linear_gradients", grad, x, 2, 3, 2, d_weight, d_bias)
+    native.call("linear_gradients", grad, x, 2, 3, 2, 1, d_weight, d_bias)
     assert d_weight.tolist() == [[7.0, 10.0], [3.0, 4.0], [-1.0, -2.0]]
     assert d_bias.tolist() == [3.0, 1.0, -1.0]
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from utils import native
-from utils.aside import both, pays_to_halve
+from utils.aside import cores_for
 from utils.linear import gradients, linear
 from utils.shapes import check_shape
 
@@ -103,7 +103,8 @@ def _forward(
     weights = native.padded(_widened(weight_hh, W), W).t().contiguous()
     bias_m = native.padded(bias_hh[2 * H :], W)
     steps = torch.tensor(counts)
-    _in_halves("gru_forward", (given, weights, bias_m, steps, len(counts), W), (memories, gates), len(x) * 3 * W * W)
+    cores = cores_for(len(x) * 3 * W * W)
+    native.call("gru_forward", given, weights, bias_m, steps, len(counts), W, cores, memories, gates)
     return memories, gates
 
 
@@ -126,31 +127,14 @@ def _backward(
     of_memories = native.padded(grad, W)
     steps = torch.tensor(counts)
     given = (of_memories, gates, memories, weights, steps, len(counts), W)
-    _in_halves("gru_backward", given, (d_rzm, d_rzn, later), P * 3 * W * W)
+    native.call("gru_backward", *given, cores_for(P * 3 * W * W), d_rzm, d_rzn, later)
     if W > H:
         d_rzm, d_rzn = (d.unflatten(1, (3, W))[:, :, :H].flatten(1) for d in (d_rzm, d_rzn))
         memories, later = memories[:, :H], later[:, :H]
-
-    def of_inputs() -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor]]:
-        d_x = linear(d_rzn, weight_ih.t()).to(x.dtype) if wants_x else None
-        return d_x, gradients(d_rzn, x.to(d_rzn.dtype))
-
-    (d_x, (d_weight_ih, d_bias_ih)), (d_weight_hh, d_bias_hh) = both(
-        of_inputs, lambda: gradients(d_rzm, memories), d_rzn.numel() * x.shape[1]
-    )
+    d_x = linear(d_rzn, weight_ih.t()).to(x.dtype) if wants_x else None
+    d_weight_ih, d_bias_ih = gradients(d_rzn, x.to(d_rzn.dtype))
+    d_weight_hh, d_bias_hh = gradients(d_rzm, memories)
     return [d_x, later, d_weight_ih, d_weight_hh, d_bias_ih, d_bias_hh]
-
-
-def _in_halves(kernel: str, given: tuple, found: tuple, work: int) -> None:
-    """Call a kernel: once for all sequences, or at the same time for one half of them and for the other."""
-    if not pays_to_halve(work):
-        native.call(kernel, *given, -1, *found)
-        return
-    both(
-        lambda: native.call(kernel, *given, 0, *found),
-        lambda: native.call(kernel, *given, 1, *found),
-        work,
-    )
 
 
 def _after(memories: torch.Tensor, hidden_state: torch.Tensor) -> torch.Tensor:

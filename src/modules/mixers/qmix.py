@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from utils import native
-from utils.aside import both
+from utils.aside import cores_for
 from utils.linear import Linear
 from utils.shapes import check_shape
 
@@ -97,7 +97,7 @@ class _SecondLayer(torch.autograd.Function):
     def forward(q, others, w1, w2):  # pyright: ignore[reportIncompatibleMethodOverride]
         given = _for_kernel(q, others, w1, w2)
         found = torch.empty_like(given[0])
-        _in_halves("second_layer_forward", given, [found])
+        _call("second_layer_forward", given, [found])
         return found.view(q.shape)
 
     @staticmethod
@@ -116,7 +116,7 @@ class _SecondLayer(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         given = _for_kernel(*ctx.saved_tensors)
         found = [torch.empty_like(x) for x in given]
-        _in_halves("second_layer_backward", [*given, grad.contiguous().flatten(0, 1)], found)
+        _call("second_layer_backward", [*given, grad.contiguous().flatten(0, 1)], found)
         E = ctx.saved_tensors[3].shape[-1]
         shape = grad.shape[:2]
         return found[0].unflatten(0, shape), *(x[..., :E].unflatten(0, shape) for x in found[1:])
@@ -128,13 +128,7 @@ def _for_kernel(q: torch.Tensor, others: torch.Tensor, w1: torch.Tensor, w2: tor
     return [x.flatten(0, 1) for x in (q.contiguous(), *(native.padded(x, E) for x in (others, w1, w2)))]
 
 
-def _in_halves(kernel: str, given: list[torch.Tensor], found: list[torch.Tensor]) -> None:
-    """Call the kernel for half of the steps at a time, on two cores if there are two."""
+def _call(kernel: str, given: list[torch.Tensor], found: list[torch.Tensor]) -> None:
     P, N, A = given[0].shape
     E = given[3].shape[-1]
-
-    def call(part: slice) -> None:
-        first = given[0][part]
-        native.call(kernel, *(x[part] for x in given), len(first), N, A, E, *(x[part] for x in found))
-
-    both(lambda: call(slice(P // 2)), lambda: call(slice(P // 2, P)), work=P * N * A * E)
+    native.call(kernel, *given, P, N, A, E, cores_for(P * N * A * E), *found)
