@@ -109,15 +109,12 @@ void gradients(const T* y, const T* x, int64_t P, int64_t O, int64_t I, int64_t 
 
 }  // namespace
 
-#define EXPORT(T, NAME)                                                                                              \
-    extern "C" void linear_##NAME(const T* x, const T* weights, int64_t by_input, int64_t by_output, const T* bias, \
-                                  int64_t P, int64_t I, int64_t O, int64_t cores, T* y) {                            \
-        forward(x, weights, by_input, by_output, bias, P, I, O, cores, y);                                           \
-    }                                                                                                                \
-    extern "C" void linear_gradients_##NAME(const T* y, const T* x, int64_t P, int64_t O, int64_t I, int64_t cores, \
-                                            T* products, T* totals) {                                                \
-        gradients(y, x, P, O, I, cores, products, totals);                                                           \
-    }
+extern "C" void linear_float32(const float* x, const float* weights, int64_t by_input, int64_t by_output,
+                               const float* bias, int64_t P, int64_t I, int64_t O, int64_t cores, float* y) {
+    forward(x, weights, by_input, by_output, bias, P, I, O, cores, y);
+}
 
-EXPORT(float, float32)
-EXPORT(double, float64)
+extern "C" void linear_gradients_float32(const float* y, const float* x, int64_t P, int64_t O, int64_t I, int64_t cores,
+                                         float* products, float* totals) {
+    gradients(y, x, P, O, I, cores, products, totals);
+}

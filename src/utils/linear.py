@@ -40,6 +40,7 @@ def pays(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         x.numel() * len(weight) >= LEAST_PRODUCTS
         and native.takes(x, weight)
+        and x.dtype == torch.float32
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and peek_interpreter_stack() is None  # vmap does not know kernels

@@ -10,7 +10,7 @@ from utils.linear import Linear, gradients, linear, multiply, pays
 
 ROWS = 3001  # enough for every shape here, and no multiple of what kernels do at a time
 SHAPES = [(23, 64), (64, 23), (64, 192), (700, 8), (8, 700), (78, 83)]
-EXACT = {torch.float32: {"rtol": 1e-4, "atol": 1e-3}, torch.float64: {"rtol": 1e-12, "atol": 1e-11}}
+CLOSE = {"rtol": 1e-4, "atol": 1e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -39,24 +39,23 @@ def test_gradients_by_hand():
 
 
 @pytest.mark.usefixtures("cores")
-@pytest.mark.parametrize("dtype", EXACT)
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 @pytest.mark.parametrize("shape", [(ROWS,), (5, ROWS // 5)])
-def test_values_and_gradients_are_torchs(inputs, outputs, shape, dtype, monkeypatch):
+def test_values_and_gradients_are_torchs(inputs, outputs, shape, monkeypatch):
     monkeypatch.setattr(module, "LEAST_PRODUCTS", 0)
     torch.manual_seed(inputs)
-    x = torch.randn(*shape, inputs, dtype=dtype, requires_grad=True)
-    weight = torch.randn(outputs, inputs, dtype=dtype, requires_grad=True)
-    bias = torch.randn(outputs, dtype=dtype, requires_grad=True)
+    x = torch.randn(*shape, inputs, requires_grad=True)
+    weight = torch.randn(outputs, inputs, requires_grad=True)
+    bias = torch.randn(outputs, requires_grad=True)
     assert pays(x, weight)
     y, expected = linear(x, weight, bias), F.linear(x, weight, bias)
     assert type(y.grad_fn) is not type(expected.grad_fn)
-    torch.testing.assert_close(y, expected, **EXACT[dtype])
-    torch.testing.assert_close(multiply(x.detach(), weight.detach()), expected - bias, **EXACT[dtype])
+    torch.testing.assert_close(y, expected, **CLOSE)
+    torch.testing.assert_close(multiply(x.detach(), weight.detach()), expected - bias, **CLOSE)
     direction = torch.randn_like(y)
     ours, theirs = (torch.autograd.grad(out, (x, weight, bias), direction) for out in (y, expected))
     for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, **EXACT[dtype])
+        torch.testing.assert_close(one, other, **CLOSE)
 
 
 @pytest.mark.usefixtures("cores")
@@ -104,7 +103,8 @@ def test_elsewhere_it_is_torchs_own():
     layer, x = Linear(64, 64), torch.randn(ROWS, 64)
     assert pays(x, layer.weight)
     assert not pays(x[:100], layer.weight)
-    assert not pays(x.double(), layer.weight)  # for torch to refuse
+    assert not pays(x.double(), layer.weight)
+    assert not pays(x.double(), layer.weight.double())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not pays(x, layer.weight)
         assert layer(x).dtype == torch.bfloat16

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,16 +16,17 @@ from utils import native
 SRC = Path(native.__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not native.is_there(), reason="no C++ compiler here")
 
-# A GRU of 40 units over 13 sequences of 3 lengths, a mixer with 24 units, and what is taken over 21 actions: values and
-# gradients in float32.
+# A GRU of 40 units over 13 sequences of 3 lengths, a mixer with 24 units, what is taken over 21 actions, and a linear
+# layer from 19 to 37: values and gradients in float32.
 COMPARED = """
 import sys, torch
 from types import SimpleNamespace
 from modules.agents.gru import run_gru
 from modules.mixers.qmix import QMixer
 from objectives.available import best_action, log_softmax, logsumexp
-from utils import native
+from utils import linear, native
 
+linear.LEAST_PRODUCTS, linear._is_handicapped = 0, lambda: True
 torch.manual_seed(0)
 cell = torch.nn.GRUCell(5, 40)
 counts = [13] * 4 + [9] * 3 + [1] * 2
@@ -35,11 +38,15 @@ qs = torch.randn(2, 4, 3, 5, requires_grad=True)
 values = mixer.counterfactual(qs[..., 0], qs, torch.randn(2, 4, 7))
 q, avail = torch.randn(4, 3, 21, requires_grad=True), torch.rand(4, 3, 21) < 0.6
 sums, policies = logsumexp(q, avail, 0.3), log_softmax(q, avail, 0.3)
+layer, rows = linear.Linear(19, 37), torch.randn(5, 13, 19, requires_grad=True)
+outputs = layer(rows)
+(outputs * torch.randn_like(outputs)).sum().backward()
 (memories * torch.randn_like(memories)).sum().backward()
 (values * torch.randn_like(values)).sum().backward()
 ((sums * torch.randn_like(sums)).sum() + (torch.randn_like(q) * policies)[avail].sum()).backward()
-found = [memories, values, x.grad, h.grad, qs.grad, sums, policies, q.grad, best_action(q, avail).float()]
-found += [p.grad for module in (cell, mixer) for n, p in sorted(module.named_parameters()) if p.grad is not None]
+found = [outputs, rows.grad, memories, values, x.grad, h.grad, qs.grad, sums, policies, q.grad]
+found += [best_action(q, avail).float()]
+found += [p.grad for module in (cell, mixer, layer) for n, p in sorted(module.named_parameters()) if p.grad is not None]
 torch.save([one.detach() for one in found], sys.argv[1])
 print(native.is_there())
 """
@@ -136,3 +143,49 @@ def test_exponentials_at_the_ends_of_their_range():
     with torch.no_grad():
         cell.bias_ih[1] = float("nan")
     assert run_gru(torch.zeros(1, 1), torch.ones(1, 1), cell, [1]).isnan().all()
+
+
+def some_work(rows: int = 999) -> tuple[list, list]:
+    """Arguments of a kernel, without and with the number of cores; and what it found."""
+    torch.manual_seed(0)
+    found = [torch.empty(33, 17), torch.empty(33)]
+    return [torch.randn(rows, 33), torch.randn(rows, 17), rows, 33, 17], found
+
+
+def test_callers_at_the_same_time_share_the_second_core():
+    """Each has what it would have alone, although there is one thread for the halves of all."""
+    given, expected = some_work()
+    native.call("linear_gradients", *given, 1, *expected)
+
+    def often(_: int) -> bool:
+        same = []
+        for _ in range(200):
+            found = [torch.empty_like(x) for x in expected]
+            native.call("linear_gradients", *given, 2, *found)
+            same.append(all(map(torch.equal, found, expected)))
+        return all(same)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(often, range(3))) == [True] * 3
+
+
+def test_a_fork_has_a_thread_of_its_own():
+    given, expected = some_work()
+    native.call("linear_gradients", *given, 2, *expected)  # so that there is one here
+    child = os.fork()
+    if not child:
+        signal.alarm(30)  # where it would wait for ever
+        found = [torch.empty_like(x) for x in expected]
+        native.call("linear_gradients", *given, 2, *found)
+        os._exit(0 if all(map(torch.equal, found, expected)) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_denormals_are_flushed_in_both_halves_if_the_caller_flushes_them():
+    small = torch.full((200, 1), 1e-20)
+    for flushed, expected in ((True, 0.0), (False, 1e-40)):
+        torch.set_flush_denormal(flushed)
+        for _ in range(20):  # now by the other thread, now by the caller
+            found = torch.empty(200, 1)
+            native.call("linear", small, torch.tensor([[1e-20]]), 1, 1, None, 200, 1, 1, 2, found)
+            assert found.double().sum().item() == pytest.approx(200 * expected, rel=1e-4)
