@@ -1,8 +1,8 @@
 """Kernels in C++ for a CPU (src/kernels), compiled when they are first asked for.
 
 They do in one pass what torch's operations do in many, and need no lock of Python's meanwhile. To compile them takes a
-few seconds, once, and a C++ compiler (`c++`, or what the environment variable CXX names; GCC 11, Clang 12 or newer); without
-one, callers have another way. `python src/kernels/build.py` compiles them ahead of time. GREED_KERNELS=off
+few seconds, once, and a C++ compiler (`c++`, or what the environment variable CXX names; GCC 11, Clang 12 or newer);
+without one, callers have another way. `python src/kernels/build.py` compiles them ahead of time. GREED_KERNELS=off
 leaves them alone.
 """
 
