@@ -193,6 +193,16 @@ def test_the_page_says_how_alike_kernels_and_torch_learn_foraging():
         assert max(abs(a - b) for a, b in zip(*of_curve, strict=True)) < 0.055
 
 
+def test_the_page_says_how_fast_rollouts_are():
+    table = json.loads((ROOT / "results/published/rollout.json").read_text())["table"]
+    (shown,) = (rows for rows in read_tables((ROOT / "docs/performance.md").read_text()) if "matrix_games" in rows)
+    for name, row in shown.items():
+        env, share = name.split()[0], row.pop("environment")
+        found = {column: table[f"{env} {column}".replace(",", "")] for column in row}
+        assert row == {column: f"{cell['network']['steps_per_second']:,.0f}" for column, cell in found.items()}
+        assert share == f"{found['vector, 1024']['env']:.0%}"
+
+
 def read_tables(page: str) -> list[dict[str, dict[str, str]]]:
     """Row -> column -> cell of every table of a page; figures are written as .5."""
     tables = []
