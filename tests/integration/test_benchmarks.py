@@ -11,7 +11,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 
 import pytest
 import torch
@@ -201,6 +201,18 @@ def test_the_page_says_how_fast_rollouts_are():
         found = {column: table[f"{env} {column}".replace(",", "")] for column in row}
         assert row == {column: f"{cell['network']['steps_per_second']:,.0f}" for column, cell in found.items()}
         assert share == f"{found['vector, 1024']['env']:.0%}"
+
+
+def test_the_page_says_what_seeds_at_once_cost():
+    table = json.loads((ROOT / "results/published/many_seeds.json").read_text())["table"]
+    (shown,) = (rows for rows in read_tables((ROOT / "docs/performance.md").read_text()) if "update, 3m, rnn" in rows)
+    for name, row in shown.items():
+        for column, cell in row.items():
+            algorithm, other = column.split(", of ")
+            rounds = table[f"{algorithm}, {name}"]
+            others = rounds[{"one": "alone", "ten runs": "10 runs"}[other]]
+            assert cell == f"{median(a / b for a, b in zip(rounds['10'], others, strict=True)):.1f}".lstrip("0")
+    assert len(shown) * 2 == len(table)
 
 
 def read_tables(page: str) -> list[dict[str, dict[str, str]]]:
